@@ -34,6 +34,7 @@ def verify(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], keys
         arrays: the arrays in the file.
         metadata: the metadata of the file, with the checksum of the arrays and of the other metadata.
         keys: the known keys of the metadata, without the checksum.
+
     """
     if surplus_keys := sorted(metadata.keys() - {*keys, CHECKSUM}):
         raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {shorten(str(surplus_keys))}")
@@ -44,7 +45,7 @@ def verify(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], keys
 
 
 def digest(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hexadecimal, of the metadata and of C-contiguous arrays with names, dtypes and shapes."""
+    """Return the SHA-256, in hexadecimal, of metadata and of arrays: names, dtypes, shapes and C-contiguous values."""
     checksum = sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -95,7 +95,9 @@ class Card:
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs. The first is x."""
         _, *parameters = signature(self.spec.attention).parameters.values()
-        names: list[str] = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        names: list[str] = [
+            parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
         return tuple(names)
 
     @property
@@ -137,8 +139,12 @@ class Card:
 
     @property
     def unknown(self) -> list[str]:
-        """Names of required arguments that `build` cannot assume. With any, the card has no weights and costs."""
-        return [a.name for a in self.arguments[1:] if a.required and a.name not in self._assumed(1)]
+        """Names of required arguments for which `build` has no value. With any, the card has no weights and costs."""
+        return [
+            argument.name
+            for argument in self.arguments[1:]
+            if argument.required and argument.name not in self._assumed(1)
+        ]
 
     def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
         """Return the spec with `channels` channels and these arguments.
@@ -168,9 +174,9 @@ class Card:
         return spec.macs(*((1, c, *(PIXELS,) * _spatial_axes(spec)) for c in spec.inputs))
 
     def settings(self, variant: str, channels: int = CHANNELS) -> dict[str, Any]:
-        """Return the arguments that a variant sets, as name -> value at `channels` channels."""
+        """Return the arguments that a variant sets, by name, for a block with `channels` channels."""
         preset = self.variants[variant]
-        assumed = {k: v for k, v in self._assumed(channels).items() if k not in preset.arguments}
+        assumed = {key: value for key, value in self._assumed(channels).items() if key not in preset.arguments}
         config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
         settings = dict(preset.arguments) | {name: config[name] for name in preset.rules}
         return without_idle_rules(self.spec, settings)
@@ -195,12 +201,16 @@ class Card:
         return "\n\n".join(_markdown(self, channels)) + "\n"
 
     def _assumed(self, channels: int) -> dict[str, int]:
-        """Return the required arguments that `build` sets to `channels`, as name -> channels.
+        """Return the required arguments that `build` sets to `channels` itself, as name -> channels.
 
         These are the channels of further inputs, and for a network the output channels.
         """
-        counts = self.arguments[1:2] if self.network else [a for a in self.arguments[1:] if a.channels_of]
-        return {a.name: channels for a in counts if a.required}
+        counts = (
+            self.arguments[1:2]
+            if self.network
+            else [argument for argument in self.arguments[1:] if argument.channels_of]
+        )
+        return {argument.name: channels for argument in counts if argument.required}
 
     def _repr_markdown_(self) -> str:
         """Return the card as Markdown, for notebooks."""
@@ -222,17 +232,21 @@ def info(name: str) -> Card:
         name=name,
         text=cleandoc(import_module(package).__doc__ or ""),
         aliases=tuple(alias for alias, target in registry.ALIASES.items() if target == name),
-        backends=tuple(b for b, file in registry.BACKENDS.items() if b != "numpy" and find_spec(f"{package}.{file}")),
+        backends=tuple(
+            backend
+            for backend, file in registry.BACKENDS.items()
+            if backend != "numpy" and find_spec(f"{package}.{file}")
+        ),
         spec=spec,
         arguments=tuple(
             Argument(
-                f.name,
-                descriptions.get(f.name, ""),
-                f.default is MISSING,
-                None if f.default is MISSING else f.default,
-                f.metadata.get("channels_of", ""),
+                field.name,
+                descriptions.get(field.name, ""),
+                field.default is MISSING,
+                None if field.default is MISSING else field.default,
+                field.metadata.get("channels_of", ""),
             )
-            for f in fields(spec)   # type: ignore[arg-type]
+            for field in fields(spec)   # type: ignore[arg-type]
         ),
         variants=registry.variants(name),
         examples=registry.examples(name),
@@ -265,7 +279,7 @@ def _argument_descriptions(text: str) -> dict[str, str]:
 
 
 def _spatial_axes(spec: Spec) -> int:
-    """Return the number of spatial axes of a spec's inputs, 2 for a spec that takes any number."""
+    """Return the number of spatial axes of a spec's inputs; 2 for a spec that accepts several numbers."""
     return getattr(spec, "spatial_dims", 2)
 
 
@@ -298,7 +312,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
     if card.sources:
         facts.append(("sources", ", ".join(card.sources)))
     yield _columns(facts, width)
-    yield "Arguments\n" + _columns([(str(a), a.about) for a in card.arguments], width, "  ")
+    yield "Arguments\n" + _columns([(str(argument), argument.about) for argument in card.arguments], width, "  ")
     if card.variants:
         variants = [(name, f"{settings}\n{source}") for name, settings, source in _variants(card, channels)]
         yield "Variants\n" + _columns(variants, width, "  ")
@@ -332,7 +346,10 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     if card.residual:
         yield 'A call in PyTorch also takes `shortcut`, of x\'s shape and dtype, never broadcast, and `act`, `"relu"`.'
     yield "## Arguments"
-    rows = [(f"`{a.name}`", "required" if a.required else f"`{a.default!r}`", a.about) for a in card.arguments]
+    rows = [
+        (f"`{argument.name}`", "required" if argument.required else f"`{argument.default!r}`", argument.about)
+        for argument in card.arguments
+    ]
     yield _table(("argument", "default", "meaning"), rows)
     if card.variants:
         yield "## Variants"
@@ -350,7 +367,7 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
 
 
 def _example(card: Card, channels: int) -> str:
-    """Return Python code that creates the block and, if it is implemented in PyTorch, calls it."""
+    """Return Python code that creates a card's block and, if it is implemented in PyTorch, calls it."""
     lines = ["import attzoo", "", f"{'net' if card.network else 'block'} = {card.usage(channels)}"]
     if "keras" in card.backends[1:]:
         lines[-1] += '   # or backend="keras"'
@@ -369,7 +386,7 @@ def _example(card: Card, channels: int) -> str:
 
 
 def _kernels() -> str:
-    """Return a sentence about fused kernels and when they are used."""
+    """Return the part of a sentence that names fused kernels and says when they are used."""
     choice_text = '`"auto"` uses them where a recorded timing shows that they are faster'
     if not WINS:
         choice_text = 'they have not been timed yet, so `"auto"` does not use them'
@@ -382,11 +399,13 @@ def _channels_last(shapes: str) -> str:
 
 
 def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, the arguments, and the source with its rules of each variant, as text."""
+    """Yield three texts for each variant: its name, its arguments, and its source with descriptions of its rules."""
     for name, variant in card.variants.items():
         settings = dict(variant.arguments)
         settings |= {} if card.unknown or card.network else card.settings(name, channels)
-        arguments = ", ".join(f"{k}={v!r}" + " by its rule" * (k in variant.rules) for k, v in settings.items())
+        arguments = ", ".join(
+            f"{key}={value!r}" + " by its rule" * (key in variant.rules) for key, value in settings.items()
+        )
         rule_texts = {k: _first_sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
         rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in rule_texts.items()]
         size = ""
@@ -402,13 +421,13 @@ def _network_parameters(network: str, variant: str) -> int:
 
 
 def _weights(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, shape and initialization of each array, as text."""
+    """Yield three texts for each array of a card's block: name, shape and initialization, at `channels` channels."""
     for name, weight in card.weights(channels).items():
         yield name, str(weight.shape), _initialization(weight)
 
 
 def _cost(card: Card, channels: int) -> str:
-    """Return the sentence about trainable parameters and multiply-adds."""
+    """Return the sentence with the numbers of trainable parameters and multiply-adds at `channels` channels."""
     spec = card.build(channels)
     size = " x ".join(map(str, (channels, *(PIXELS,) * _spatial_axes(spec))))
     inputs = "an input" if len(spec.inputs) == 1 else f"{len(spec.inputs)} inputs, each"
@@ -417,13 +436,13 @@ def _cost(card: Card, channels: int) -> str:
 
 
 def _unknown(card: Card) -> str:
-    """Return the sentence that replaces weights and costs where required arguments are unknown."""
+    """Return the sentence that replaces weights and costs if `build` has no value for an argument."""
     unknown = ", ".join(card.unknown)
     return f"Weights and costs depend on {unknown}: call the card's weights(channels, ...) and macs(channels, ...)."
 
 
 def _wrap_formula(paragraph: str, width: int) -> str:
-    """Return indented lines, with the remark of each line longer than `width` moved to a line of its own."""
+    """Return indented lines; of a line longer than `width`, the remark after four spaces gets a line of its own."""
     return "\n".join(
         line if len(line) <= width else re.sub(r"(\S) {4,}(?=\S)", r"\1\n        ", line, count=1)
         for line in paragraph.splitlines()
@@ -435,11 +454,11 @@ def _columns(rows: Sequence[Sequence[str]], width: int, margin: str = "") -> str
     widths = [max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:-1]]
     lines = []
     for *cells, last_cell in rows:
-        head = margin + "".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True))
-        indent = " " * len(head)
+        first_line = margin + "".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True))
+        indent = " " * len(first_line)
         for line in last_cell.splitlines() or [""]:
-            lines.append(_wrap(line, max(width, len(indent) + 30), head, indent) or head)
-            head = indent
+            lines.append(_wrap(line, max(width, len(indent) + 30), first_line, indent) or first_line)
+            first_line = indent
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -455,9 +474,9 @@ def _wrap(text: str, width: int, head: str = "", indent: str = "") -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown, with the titles `head` of its columns."""
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, with the titles `headings` of its columns."""
+    lines = [headings, ["---"] * len(headings), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -32,7 +32,7 @@ def read_arrays(state: Mapping[str, Array], source: Source) -> tuple[dict[str, A
 
 
 def fits(arrays: Mapping[str, Array], spec: AnySpec) -> bool:
-    """Whether arrays have the names of a spec's weights and their shapes, up to axes of size 1."""
+    """Whether arrays have the names and shapes of a spec's weights; axes of size 1 may be missing or added."""
     weights = spec.weights
     return arrays.keys() == weights.keys() and all(
         same_shape(arrays[name].shape, weight.shape) for name, weight in weights.items()
@@ -40,7 +40,7 @@ def fits(arrays: Mapping[str, Array], spec: AnySpec) -> bool:
 
 
 def as_declared(arrays: Mapping[str, Array], spec: AnySpec) -> dict[str, Array]:
-    """Return arrays in the shapes that a spec declares, which may have fewer axes of size 1."""
+    """Return arrays by name in the shapes that a spec declares, with axes of size 1 removed or added."""
     return {name: np.reshape(arrays[name], weight.shape) for name, weight in spec.weights.items()}
 
 
@@ -61,8 +61,8 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     matches: list[tuple[str, Keys]] = []
     for layout in layouts:
         names = _names(layout, spec)
-        first = next(iter(names.values()))
-        prefixes = [prefix for key in state if (prefix := _prefix(key, first, layout)) is not None]
+        first_key = next(iter(names.values()))
+        prefixes = [prefix for key in state if (prefix := _prefix(key, first_key, layout)) is not None]
         complete_prefixes = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
         matches += [(prefix, layout) for prefix in complete_prefixes]
     if len(matches) > 1:
@@ -75,15 +75,20 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
         raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}{hint}")
     (prefix, layout), = matches
     names = _names(layout, spec)
-    if not layout.channels_last:   # the layers of a block in Keras have no layer around them
+    if not layout.channels_last:   # in Keras, other layers of the model may have the same prefix
         _check_no_other_arrays(state, prefix, names.values(), source)
     return {name: _read(state[prefix + key], name, layout, spec) for name, key in names.items()}
 
 
 def shapes_from(state: Mapping[str, Any], layouts: Sequence[Keys]) -> dict[str, tuple[int, ...]] | None:
-    """Return the shapes of a block's arrays by canonical name, with output and input channels first.
+    """Return the shapes of a block's arrays by canonical name, with output and input channels as first axes.
 
     Returns None if the state dict does not contain a block, or also contains other arrays.
+
+    Args:
+        state: tensors or arrays by key. The keys may have a common prefix.
+        layouts: the layouts in which the block may be stored.
+
     """
     for layout in layouts:
         for prefix in {_prefix(key, name, layout) for key in state for name in layout.names.values()} - {None}:
@@ -95,23 +100,29 @@ def shapes_from(state: Mapping[str, Any], layouts: Sequence[Keys]) -> dict[str, 
 
 
 def _axes_first(shape: tuple[int, ...], layout: Keys) -> tuple[int, ...]:
-    """Return the shape of an array of a layout with output and input channels first."""
+    """Return an array's shape with output and input channels as first axes; in Keras's layout they are the last two."""
     return (*shape[:-3:-1], *shape[:-2]) if layout.channels_last and len(shape) > 1 else shape
 
 
 def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict[str, Array]:
-    """Return the arrays of a block as another library stores them.
+    """Return the arrays of a block with the keys and shapes of another library.
 
     Raises ValueError if the layout has no key for an array.
+
+    Args:
+        arrays: the arrays by canonical name.
+        spec: the spec of the block.
+        layout: the layout of the other library.
+
     """
     if unknown := [name for name in arrays if name not in layout.names]:
         got = f"{shorten(', '.join(unknown))}: export a block without them"
-        raise ValueError(f"expected arrays that the target has keys for, got {got}")
+        raise ValueError(f"expected only arrays that the target also has, got {got}")
     return {layout.names[name]: _to_layout(array, name, layout, spec) for name, array in arrays.items()}
 
 
 def _names(layout: Keys, spec: AnySpec) -> dict[str, str]:
-    """Return the keys of a layout by canonical name, for the arrays that a block has."""
+    """Return canonical name -> key of a layout, for the arrays that a block has."""
     return {name: key for name, key in layout.names.items() if name in spec.weights}
 
 
@@ -127,13 +138,13 @@ def unwrapped(state: Any) -> dict[str, Any]:
         got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are not strings"
         fix = STATES[framework_of(state)]
         raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: {fix}")
-    originals: dict[str, str] = {}
+    original_keys: dict[str, str] = {}
     for key in state:
         name = without_wrappers(key)
-        if name in originals:
-            raise ValueError(f"expected the arrays of one block, got both {originals[name]} and {key}: remove one")
-        originals[name] = key
-    return {name: state[key] for name, key in originals.items()}
+        if name in original_keys:
+            raise ValueError(f"expected the arrays of one block, got both {original_keys[name]} and {key}: remove one")
+        original_keys[name] = key
+    return {name: state[key] for name, key in original_keys.items()}
 
 
 def without_wrappers(path: str) -> str:
@@ -148,17 +159,25 @@ def without_wrappers(path: str) -> str:
 
 
 def _prefix(key: str, name: str, layout: Keys) -> str | None:
-    """Return the part of a key before the name of an array; None if the key has another form.
+    """Return the part of `key` before `name`, the key of an array in a layout; None if `key` does not end with it.
 
     The prefix is "" or ends with a dot, or in Keras with a slash or an underscore.
     """
     prefix = key.removesuffix(name)
-    ends = ("", "/", "_") if layout.channels_last else ("", ".")
-    return prefix if key.endswith(name) and prefix[-1:] in ends else None
+    separators = ("", "/", "_") if layout.channels_last else ("", ".")
+    return prefix if key.endswith(name) and prefix[-1:] in separators else None
 
 
 def _check_no_other_arrays(state: Mapping[str, Any], prefix: str, known: Collection[str], source: str) -> None:
-    """Raise ValueError if the block in a state dict has further arrays, and so computes another function."""
+    """Raise ValueError if the block in a state dict has further arrays, because it computes another function then.
+
+    Args:
+        state: tensors or arrays by key.
+        prefix: beginning of the keys of the block.
+        known: keys of the expected arrays, without the prefix.
+        source: the name of the library, for the error.
+
+    """
     for key in state:
         if key.startswith(prefix) and key.removeprefix(prefix) not in known and not key.endswith(COUNTER):
             fix = "create the block with arguments that give it this array, or give only the arrays of the block"
@@ -168,7 +187,8 @@ def _check_no_other_arrays(state: Mapping[str, Any], prefix: str, known: Collect
 def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
     """Return another library's array as attzoo's array `name`: in the spec's shape, the plane of the mean first.
 
-    Raises ValueError if the array has another shape, or NumPy cannot read it.
+    value: the array or tensor. layout: how the library stores it. Raises ValueError if the array has another shape, or
+    NumPy cannot read it.
     """
     array, shape = _array(value, layout.names[name]), spec.weights[name].shape
     if layout.channels_last and array.ndim > 1:   # (*k, I, O)
@@ -180,7 +200,7 @@ def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
 
 
 def _array(value: Any, key: str) -> Array:
-    """Return a torch tensor, or a value that NumPy can read, as an array; bfloat16 as float32."""
+    """Return a torch tensor, or a value that NumPy can read, as an array; bfloat16 as float32. key: for the error."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     torch: Any = adapter("torch")   # torch is loaded already, because the value is its tensor
@@ -193,7 +213,7 @@ def _array(value: Any, key: str) -> Array:
 
 
 def _to_layout(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
-    """Return attzoo's array `name` in the shape and the order of planes of another library."""
+    """Return attzoo's array `name` in the shape and with the order of input planes of another library's `layout`."""
     if name in layout.max_first:
         array = array[:, ::-1]
     if array.ndim == 1:

@@ -162,7 +162,7 @@ def in_memory(ending: str) -> Iterator[Path]:
 
 
 def _open_lock(path: Path) -> BinaryIO:
-    """Open a lock file, created if needed. Raise OSError that names its folder, such as a read-only one."""
+    """Open a lock file, which is created if needed. Raise OSError that names the folder if this fails."""
     try:
         return open(path, "ab", opener=_open_no_follow)
     except OSError as err:
@@ -170,7 +170,7 @@ def _open_lock(path: Path) -> BinaryIO:
 
 
 def _is_temporary(name: str | None) -> bool:
-    """Whether an error with this file name, or with none, is about a temporary file of `atomic_write`."""
+    """Whether `name`, the file name of an error, is a temporary file of `atomic_write`; True for None."""
     return name is None or TEMPORARY.fullmatch(Path(name).name) is not None
 
 
@@ -220,7 +220,7 @@ def _not_regular(path: Path, mode: int) -> OSError:
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:
-    """Whether the open file is still the one at `path`. False if there is none."""
+    """Whether the open file is still the one at `path`. False if there is no file at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -228,7 +228,7 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 
 def _open_no_follow(path: str, flags: int) -> int:
-    """Open a file without following a symbolic link and without blocking, and return its descriptor. An `opener`."""
+    """Open a file without following a symbolic link and without blocking. An `opener`: returns the descriptor."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 

@@ -62,7 +62,7 @@ def metadata_of(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _described(part: Part) -> dict[str, Any]:
-    """Return the name and the arguments of a block or network."""
+    """Return the name and the arguments of a part's block or network, as a file's metadata stores them."""
     return {"block": registry.name_of(part.spec), "config": part.spec.config()}
 
 
@@ -76,10 +76,10 @@ def read_header(file: BinaryIO, size: int) -> Header:
     """
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
-    start = file.read(8)
-    if got := next((text for magic, text in OTHER_SIGNATURES.items() if start.startswith(magic)), None):
+    first_bytes = file.read(8)
+    if got := next((text for magic, text in OTHER_SIGNATURES.items() if first_bytes.startswith(magic)), None):
         raise ValueError(f"expected safetensors, got {got}: load it by its library, and save the block by attzoo.save")
-    length = int.from_bytes(start, "little")
+    length = int.from_bytes(first_bytes, "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
@@ -96,7 +96,12 @@ def read_header(file: BinaryIO, size: int) -> Header:
 
 
 def _check_entries(header: Mapping[str, Any], weights: Mapping[str, Weight]) -> tuple[str, int]:
-    """Check the entries of a header. Return the name of the widest dtype and the size of all arrays in bytes."""
+    """Check the entries of a file's header against the described weights. Raise ValueError if they differ.
+
+    Returns:
+        The name of the widest dtype, and the size of all arrays in bytes.
+
+    """
     if header.keys() != weights.keys():
         raise ValueError(f"expected arrays {shorten(str(list(weights)))}, got {str(list(header))[:200]}")
     offset, dtypes = 0, set()   # offset in bytes after the header
@@ -104,12 +109,12 @@ def _check_entries(header: Mapping[str, Any], weights: Mapping[str, Weight]) -> 
         weight, dtype = weights[name], entry.get("dtype") if isinstance(entry, dict) else None
         if dtype not in list(DTYPES):
             raise ValueError(f"expected {name} of a dtype in {list(DTYPES)}, got {str(entry)[:200]}")
-        end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
-        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, end]}
+        data_end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
+        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, data_end]}
         if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):   # in Python 1 == 1.0 == True
             raise ValueError(f"expected {name} as {expected}, got {str(entry)[:200]}")
         dtypes.add(DTYPES[dtype])
-        offset = end
+        offset = data_end
     return np.result_type(*dtypes).name if dtypes else "float32", offset   # a block may have no arrays
 
 
@@ -144,7 +149,7 @@ def parse_parts(description: Any) -> list[Part]:
 
 
 def _part(block: Mapping[str, Any]) -> Part:
-    """Return the part that an entry of "blocks" describes."""
+    """Return the part that an entry of "blocks" in a file's metadata describes. Raise ValueError if it is invalid."""
     if sorted(block) != sorted(PART_KEYS):
         raise ValueError(f"expected {', '.join(PART_KEYS)} of each block, got {str(list(block))[:100]}")
     if not isinstance(block["path"], str):
@@ -153,7 +158,7 @@ def _part(block: Mapping[str, Any]) -> Part:
 
 
 def _spec(description: Mapping[str, Any]) -> AnySpec:
-    """Return the spec that the keys "block" and "config" describe."""
+    """Return the spec that the keys "block" and "config" of `description` describe. Raise ValueError if invalid."""
     config = description.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"expected a mapping of a block's arguments, got {str(config)[:100]}")

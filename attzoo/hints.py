@@ -52,10 +52,10 @@ def check_arguments(cls: type, arguments: Mapping[str, Any]) -> None:
 
     An `__init__` with **kwargs takes any name.
     """
-    known, takes_kwargs = arguments_of(cls) if arguments else ((), False)
+    known_names, takes_kwargs = arguments_of(cls) if arguments else ((), False)
     for name in arguments:
-        if name not in known and not takes_kwargs:
-            raise unknown_argument(cls.__name__, name, known)
+        if name not in known_names and not takes_kwargs:
+            raise unknown_argument(cls.__name__, name, known_names)
 
 
 class NamedArguments:

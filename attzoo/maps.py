@@ -87,7 +87,7 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     paths = {id(block): path for path, block in blocks.items()}
 
     def record(block: Any, coefficients: Any) -> None:
-        """Store the coefficients of a block in `maps`, or their paths in `traced` if they have no values."""
+        """Store the coefficients of a block in `maps`; if they have no values, store their paths in `traced`."""
         block_backend = framework_of(block) or backend   # a torch model may contain Keras blocks
         for name, tensor in by_name(coefficients).items():
             path, array = join_path(paths[id(block)], name), adapter(block_backend).coefficients(tensor, block)
@@ -122,9 +122,9 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     """
     from matplotlib.figure import Figure
 
-    cut = plotting.middle_slice(image.shape[1:])
-    pixels = plotting.to_rgb(plotting.take_slice(image, cut))
-    pixel_sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
+    middle = plotting.middle_slice(image.shape[1:])
+    pixels = plotting.to_rgb(plotting.take_slice(image, middle))
+    pixel_sides = [side for axis, side in enumerate(spacing) if middle is None or axis != middle[0]] or [1.0, 1.0]
     panel_height = PANEL * min(max(pixels.shape[0] * pixel_sides[0] / (pixels.shape[1] * pixel_sides[1]), 0.3), 1.6)
     columns = min(1 + len(maps), max(4, ceil(len(maps) ** 0.5)))
     rows = ceil((1 + len(maps)) / columns)
@@ -133,7 +133,7 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def axes(i: int, left: float = 0.0, panel_width: float = PANEL) -> Axes:
-        """Add axes of `panel_width` inches in cell i of the figure, `left` inches from its left edge; return them."""
+        """Add axes `panel_width` inches wide to cell i of the figure, `left` inches from its edge; return the axes."""
         x = MARGIN + i % columns * (PANEL + SCALE) + left
         y = height - MARGIN - TOP - (i // columns + 1) * (HEAD + panel_height)
         return figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
@@ -141,19 +141,19 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     ax = axes(0)
     ax.imshow(pixels, aspect="auto", interpolation="nearest")
     plotting.remove_ticks(ax)
-    _label(ax, "image", plotting.size_text(image.shape[1:]), plotting.slice_text(image.shape[1:], cut))
-    for i, (name, a) in enumerate(maps.items(), start=1):
-        if max(a.shape[2:]) == 1:
-            _draw_bars(axes(i), name, a[0].reshape(-1))
+    _label(ax, "image", plotting.size_text(image.shape[1:]), plotting.slice_text(image.shape[1:], middle))
+    for i, (name, array) in enumerate(maps.items(), start=1):
+        if max(array.shape[2:]) == 1:
+            _draw_bars(axes(i), name, array[0].reshape(-1))
         else:
-            _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, a[0], image, cut)
+            _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, array[0], image, middle)
     figure.text(MARGIN / width, 1 - MARGIN / height, plotting.escape_text(title), fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=9, color=GREY, va="bottom", linespacing=1.35)
     return plotting.png(figure, dpi=150)
 
 
 def _label(ax: Axes, name: str, *notes: str) -> None:
-    """Write the name of a block and small notes above its panel."""
+    """Write the name of a block, and `notes` in small letters, above its panel."""
     name = name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
     position: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
     ax.annotate(plotting.escape_text(name) or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **position)
@@ -170,6 +170,7 @@ def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tup
         a: the coefficients, (C, *T).
         image: (C, *S), the image.
         cut: the axis and the index of the drawn slice of a volume; None for an image.
+
     """
     background = plotting.to_rgb(plotting.take_slice(image.mean(axis=0, keepdims=True), cut))
     value = plotting.take_slice(a, cut, image.shape[1:]).mean(axis=0)

@@ -9,7 +9,9 @@ from typing import Any
 
 
 def moved(module: str, name: str, replacements: Mapping[str, str]) -> Any:
-    """Return the attribute that replaces `module.name`, with a DeprecationWarning. Call it in a module's `__getattr__`.
+    """Return the attribute that has replaced `module.name`, and warn. Call it in `__getattr__` of the old module.
+
+    The warning is a DeprecationWarning.
 
     Args:
         module: name of the old module.
@@ -22,7 +24,7 @@ def moved(module: str, name: str, replacements: Mapping[str, str]) -> Any:
     """
     if name not in replacements:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warnings.warn(f"{module}.{name} is now {replacements[name]}; the next release has no {module}.{name}",
-                  DeprecationWarning, stacklevel=3)   # fmt: skip
+    message = f"{module}.{name} is deprecated and will be removed in the next release: use {replacements[name]}"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
     new_module, _, attribute = replacements[name].rpartition(".")
     return getattr(import_module(new_module), attribute)

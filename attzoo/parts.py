@@ -51,7 +51,7 @@ class Part:
         return f"{self.path}.{name}" if self.path else name
 
     def is_like(self, other: Part) -> bool:
-        """Whether two parts compute the same function of their inputs and weights."""
+        """Whether two parts compute the same function of their inputs and weights; their paths may differ."""
         return self.spec == other.spec and self.start == other.start
 
     @property
@@ -79,7 +79,7 @@ class Part:
         return {self.key(name): dtype for name, dtype in dtypes.items()}
 
     def write(self, arrays: Mapping[str, Array]) -> None:
-        """Write arrays, which `portable.checked_arrays` returned by their names in the whole model."""
+        """Write arrays by their names in the whole model. They must have passed `portable.checked_arrays`."""
         block_arrays = {name: arrays[self.key(name)] for name in self.spec.weights}
         self._framework.write(self.block, block_arrays)
         if self.start == "identity":
@@ -112,14 +112,14 @@ def parts_of(model: Any) -> list[Part]:
 
 
 def _part(path: str, holder: Any) -> Part:
-    """Return the part for a block, or for the layer that `attach` created around a block."""
+    """Return the part at `path` for `holder`: a block, or the layer that `attach` created around a block."""
     if has_spec(holder):
         return Part(path, holder.spec, "default", holder)
     return Part(path, holder.block.spec, "identity" if hasattr(holder, "gamma") else "default", holder)
 
 
 def is_single(parts: Sequence[Part]) -> bool:
-    """Whether a model is a block or network itself."""
+    """Whether the parts of a model are only the model itself, which is a block or network then."""
     return len(parts) == 1 and parts[0].path == "" and parts[0].start == "default"
 
 
@@ -135,7 +135,7 @@ def write_all(parts: Sequence[Part], arrays: Mapping[str, Array]) -> None:
         ValueError: a part refuses an array, or an array does not hold the numbers written to it.
 
     """
-    before = read_all(parts)
+    arrays_before = read_all(parts)
     written: list[Part] = []
     try:
         for part in parts:
@@ -148,7 +148,7 @@ def write_all(parts: Sequence[Part], arrays: Mapping[str, Array]) -> None:
     except BaseException:
         for part in written:
             with suppress(ValueError):   # the part that refused the arrays refuses these too, and has not changed
-                part.write(before)
+                part.write(arrays_before)
         raise
 
 
@@ -187,12 +187,14 @@ class Loaded:
         return len(self.matches)
 
     def __str__(self) -> str:
-        rows = [(m.path or None, m.block, m.source or None, m.by) for m in self.matches]
+        rows = [(match.path or None, match.block, match.source or None, match.by) for match in self.matches]
         return text_table([("path", "block", "from", "matched by"), *rows])
 
 
 def match_parts(parts: Sequence[Part], sources: Sequence[Part]) -> list[tuple[Part, Part, str]]:
     """Return each part of a model, its source, and the criterion that matched them, as in `Match.by`.
+
+    sources: the parts of the file or model from which weights are read.
 
     Raises:
         ValueError: parts and sources are not the same blocks, or can be matched in several ways.
@@ -221,7 +223,7 @@ def match_parts(parts: Sequence[Part], sources: Sequence[Part]) -> list[tuple[Pa
 
 
 def _count_error(part: Part, parts: Sequence[Part], sources: Sequence[Part], expected: int, got: int) -> ValueError:
-    """Return the error for sources that have `got` blocks like `part` where the model has `expected`."""
+    """Return the error that the sources have `got` blocks like `part`, and the model has `expected` of them."""
     paths = [shorten(", ".join(repr(item.path) for item in group), 200) for group in (parts, sources)]
     return ValueError(
         f"expected weights of the model's blocks, {expected} of {part}, got {got} of them: the model has blocks at "
@@ -230,12 +232,15 @@ def _count_error(part: Part, parts: Sequence[Part], sources: Sequence[Part], exp
 
 
 def _check_order(pairs: Sequence[tuple[Part, Part, str]], sources: Sequence[Part]) -> None:
-    """Raise ValueError if paths contradict the order of the blocks, or if the two orders differ."""
+    """Raise ValueError if matches by order are doubtful: paths contradict them, or the two orders of blocks differ.
+
+    pairs: the result of `match_parts`.
+    """
     paths = {source.path for source in sources}
     fix = "give the layers the same names, or pass the weights of each block to load_weights(block, ...)"
     for part, source, _ in pairs:
         if part.path in paths and part.path != source.path:
-            got = f"{part.path!r} in both, which the order of the blocks matches with {source.path!r}"
+            got = f"{part.path!r} in both, where the order of the blocks would match it with {source.path!r}"
             raise ValueError(f"expected all or none of the blocks to have the same paths, got {got}: {fix}")
     same_order = all(part.is_like(source) for (part, *_), source in zip(pairs, sources, strict=True))
     if not same_order and any(by == "order" for *_, by in pairs):
@@ -245,7 +250,10 @@ def _check_order(pairs: Sequence[tuple[Part, Part, str]], sources: Sequence[Part
 
 
 def rename_arrays(pairs: Sequence[tuple[Part, Part, str]], arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the arrays of the sources by the names of the matched parts' arrays."""
+    """Return the arrays of the sources under the names of the parts that they are matched with.
+
+    pairs: the result of `match_parts`. arrays: array by its name in the sources.
+    """
     return {
         name: contiguous(arrays[source_name])
         for part, source, _ in pairs   # matched parts have equal specs, and so the same arrays in the same order
@@ -254,7 +262,7 @@ def rename_arrays(pairs: Sequence[tuple[Part, Part, str]], arrays: Mapping[str, 
 
 
 def loaded_report(pairs: Sequence[tuple[Part, Part, str]]) -> Loaded:
-    """Return the report on the weights that `load_weights` wrote."""
+    """Return the report of `load_weights` for the result of `match_parts`."""
     return Loaded(tuple(Match(part.path, _name_of(part.spec), source.path, by) for part, source, by in pairs))
 
 

@@ -28,32 +28,32 @@ NEUTRAL: Final = 0.5        # sigmoid(0), the base of bars
 OPAQUE: Final = 0.55        # opacity of the colours of classes over an image
 
 
-def middle_slice(space: Sequence[int]) -> Cut:
+def middle_slice(shape: Sequence[int]) -> Cut:
     """Return the axis and the index of the middle slice along a volume's shortest axis; None for an image or signal.
 
     Args:
-        space: the spatial size, with one to three axes.
+        shape: the spatial size, with one to three axes.
     """
-    if len(space) < 3:
+    if len(shape) < 3:
         return None
-    axis = int(np.argmin(space))
-    return axis, space[axis] // 2
+    axis = int(np.argmin(shape))
+    return axis, shape[axis] // 2
 
 
-def take_slice(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
+def take_slice(x: Array, cut: Cut, sizes: Sequence[int] = ()) -> Array:
     """Return an image (C, H, W) from an array (C, *S): a slice of a volume, an image itself, or a signal as one row.
 
     Args:
         x: (C, *S), with 1 to 3 spatial axes.
         cut: the axis and the index of the slice of a volume; None for an image or signal.
-        space: the spatial size for which `cut` has its index, if x has another size; by default that of x.
+        sizes: the spatial size for which `cut` has its index, if x has another size; by default that of x.
 
     """
     if cut is None:
         return x if x.ndim == 3 else x[:, None]
     axis, index = cut
     size = x.shape[1 + axis]
-    return np.asarray(x.take((2 * index + 1) * size // (2 * (space[axis] if space else size)), axis=1 + axis))
+    return np.asarray(x.take((2 * index + 1) * size // (2 * (sizes[axis] if sizes else size)), axis=1 + axis))
 
 
 def to_rgb(x: Array) -> Array:
@@ -81,19 +81,19 @@ def overlay_classes(image: Array, mask: NDArray[Any], colors: NDArray[Any]) -> A
     return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
 
 
-def size_text(space: Sequence[int]) -> str:
+def size_text(sizes: Sequence[int]) -> str:
     """Return a spatial size as text, such as "64 x 48"."""
-    return " x ".join(map(str, space))
+    return " x ".join(map(str, sizes))
 
 
-def slice_text(space: Sequence[int], cut: Cut) -> str:
+def slice_text(sizes: Sequence[int], cut: Cut) -> str:
     """Return the description of a slice, such as "slice 5 of 9 along axis 1"; "" if `cut` is None.
 
     Args:
-        space: the spatial size of the volume.
+        sizes: the spatial size of the volume.
         cut: the axis and the index of the slice.
     """
-    return f"slice {cut[1] + 1} of {space[cut[0]]} along axis {cut[0] + 1}" if cut else ""
+    return f"slice {cut[1] + 1} of {sizes[cut[0]]} along axis {cut[0] + 1}" if cut else ""
 
 
 def escape_text(name: str) -> str:

@@ -107,9 +107,10 @@ def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
 
 
 def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
-    """Return the arrays of parts by name from another library's state dict, with the current values of "gamma".
+    """Return the arrays of parts by name from another library's state dict.
 
-    Errors about a block in a model begin with its path.
+    `gamma` of a part, which no library has, gets its current value. Errors about a block in a model begin with its
+    path.
     """
     state = unwrapped(state)
     arrays: dict[str, Array] = {}
@@ -156,8 +157,8 @@ def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
     `argument` is the name of the argument with `name`, "source" or "target", for the error.
     """
     block = registry.name_of(spec)
-    known = registry.keys(block)
-    layouts = known[registry.known_name(f"{argument} of {block}", name, known)]
+    known_keys = registry.keys(block)
+    layouts = known_keys[registry.known_name(f"{argument} of {block}", name, known_keys)]
     layouts_of_spec: tuple[Keys, ...] = layouts(spec) if callable(layouts) else layouts
     return layouts_of_spec
 
@@ -217,8 +218,8 @@ def check_replaceable(path: Path) -> None:
     if path.is_symlink() or not path.is_file():   # a link is replaced, its target is not changed
         return
     with open_regular(path) as file:
-        start = file.read(8 + len(OWN_START))
-    if start and start[8:] != OWN_START:
+        first_bytes = file.read(8 + len(OWN_START))
+    if first_bytes and first_bytes[8:] != OWN_START:
         fix = "remove it first, or save to another name"
         raise FileExistsError(f"expected nothing or a file of attzoo.save at {path}, got another file: {fix}")
 
@@ -277,7 +278,7 @@ def _read(path: Path) -> tuple[list[Part], dict[str, Array]]:
 
 
 def _paths(parts: list[Part]) -> str:
-    """Return the first paths of parts, for an error."""
+    """Return the paths of the first four parts, for an error."""
     return ", ".join(repr(part.path) for part in parts[:4]) + (", ..." if len(parts) > 4 else "")
 
 
@@ -309,14 +310,14 @@ def checked_arrays(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Ma
 
 
 def _nesting_hint(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
-    """Return a hint for a checkpoint that nests the expected arrays in an entry or prefixes their names, else ""."""
+    """Return the end of an error if the expected arrays are in an entry or under a prefix, else ""."""
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
             return f": pass the mapping in the entry {shorten(repr(key))} instead"
-    first = next(iter(expected), None)
-    if first is None:
+    first_name = next(iter(expected), None)
+    if first_name is None:
         return ""
-    prefixes = [name.removesuffix(first) for name in arrays if isinstance(name, str) and name.endswith(first)]
+    prefixes = [name.removesuffix(first_name) for name in arrays if isinstance(name, str) and name.endswith(first_name)]
     for prefix in prefixes:
         if {prefix + name for name in expected} <= arrays.keys():
             return f": pass those whose names begin with {shorten(repr(prefix))}, without this prefix"
@@ -324,9 +325,11 @@ def _nesting_hint(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
 
 
 def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
-    """Return `array` in native byte order. Raise unless it is finite, of `shape` and exact in `dtype`.
+    """Return `array` in native byte order. Raise unless it is finite, of `shape`, and exact in `dtype`.
 
-    A bfloat16 array, to which NumPy converts bfloat16 arrays of JAX, is returned as float32.
+    Raises TypeError if it is not a floating-point array, else ValueError. `name` is for the message. A bfloat16 array,
+        to
+    which NumPy converts bfloat16 arrays of JAX, is returned as float32.
     """
     if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
         array = array.astype(np.float32)

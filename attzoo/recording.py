@@ -14,7 +14,7 @@ LOCK: Final = Lock()   # held while any thread installs or removes taps (class T
 
 
 class Recorder:
-    """One active `recording`: calls record(block, coefficients) for its blocks until it is closed."""
+    """One active `recording` of some blocks. It calls record(block, coefficients) at each of their calls."""
 
     def __init__(self, blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> None:
         self.blocks = {id(block): block for block in blocks}
@@ -27,9 +27,10 @@ class Recorder:
 
 
 class Tap:
-    """Replacement for the method `attention` of a block while any context records it: call it and record its result.
+    """Replacement for a block's method `attention` while any context records the block.
 
-    Copies of the block, by `copy` or pickle, do not have it.
+    It calls the method and passes the result to the recorders. Copies of the block, by `copy` or pickle, do not have
+    it.
     """
 
     def __init__(self, block: Any) -> None:
@@ -63,7 +64,7 @@ class Tap:
                     attributes[name] = self.replaced[name]
 
     def reduce(self, protocol: Any) -> Any:
-        """Return what the `__reduce_ex__` of the block's class returns, without the tap."""
+        """Return the result of `__reduce_ex__` of the block's class, for copies and pickles, without the tap."""
         reduce_ex: Any = type(self.block).__reduce_ex__
         parts = list(reduce_ex(self.block, protocol))
         if len(parts) > 2 and isinstance(parts[2], dict):
@@ -99,7 +100,7 @@ def recording(blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> Iter
 
 
 def _tap(block: Any) -> Tap:
-    """Return the tap of a block, installed first if the block has none, and add one to its number of users."""
+    """Return the tap of a block, and count one more user of it. Install a tap if the block has none."""
     tap = vars(block).get("attention")
     if not isinstance(tap, Tap) or tap.block is not block:
         tap = Tap(block)
@@ -109,5 +110,5 @@ def _tap(block: Any) -> Tap:
 
 
 def is_idle(attention: Any) -> bool:
-    """Whether `attention` is a tap whose block is not recorded in this context."""
+    """Whether `attention`, an attribute of a block, is a tap whose block no recorder of this context records."""
     return isinstance(attention, Tap) and not any(recorder.records(attention.block) for recorder in scope.recorders)

@@ -69,7 +69,10 @@ def _search_path() -> tuple[tuple[str, int], ...]:
 
 @lru_cache(maxsize=1)   # reading the entry points of all packages takes 5 to 10 ms, and every call needs them
 def _third_party(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
-    """Return the blocks that installed packages declare. `search_path` is the key of the cache."""
+    """Return name -> "package:Class" of the blocks that installed packages declare as entry points, sorted by name.
+
+    search_path: the result of `_search_path`, a key of the cache.
+    """
     from importlib.metadata import entry_points  # takes 60 ms, so not at import of attzoo
 
     blocks: dict[str, str] = {}
@@ -149,15 +152,19 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
     preset = variants(name)[known_name(f"variant of {name}", variant, variants(name))]
     spec = get(name, backend="numpy")
     fields = spec.__dataclass_fields__   # type: ignore[attr-defined]
-    given = signature(spec).bind_partial(*args, **{k: v for k, v in kwargs.items() if k in fields}).arguments
+    explicit_arguments = (
+        signature(spec).bind_partial(*args, **{key: value for key, value in kwargs.items() if key in fields}).arguments
+    )
     # rule -> argument that it derives; "" for other arguments
     derives = {k: field.metadata.get("rule_for", "") for k, field in fields.items()}
-    arguments = {k: v for k, v in preset.arguments.items() if given.get(derives.get(k, "")) is None} | given
+    arguments = {
+        key: value for key, value in preset.arguments.items() if explicit_arguments.get(derives.get(key, "")) is None
+    } | explicit_arguments
     for argument, rule in preset.rules.items():
-        if argument not in given:
+        if argument not in explicit_arguments:
             derived = {argument: rule(spec(**arguments))}
-            arguments = {k: v for k, v in arguments.items() if derives.get(k) != argument} | derived
-    return cls(**(arguments | {k: v for k, v in kwargs.items() if k not in fields}))
+            arguments = {key: value for key, value in arguments.items() if derives.get(key) != argument} | derived
+    return cls(**(arguments | {key: value for key, value in kwargs.items() if key not in fields}))
 
 
 def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
@@ -193,7 +200,7 @@ def keys(name: str) -> dict[str, Any]:
 
 
 def optional_module(name: str, file: str) -> ModuleType | None:
-    """Import and return module `file` of the package of block `name`, or return None if there is no such module."""
+    """Import and return module `file` in the package of block `name`; return None if there is no such module."""
     module = f"{locate(name).partition(':')[0]}.{file}"
     return import_module(module) if find_spec(module) else None
 
@@ -205,9 +212,9 @@ def examples(name: str) -> dict[str, Example]:
 
 def locate(name: str) -> str:
     """Return the location "package:Class" of a block or network. Raise the errors of `get` for an unknown name."""
-    known = table() | NETWORKS
-    name = known_name("block", name, [*known, *ALIASES])
-    return known[ALIASES.get(name, name)]
+    all_names = table() | NETWORKS
+    name = known_name("block", name, [*all_names, *ALIASES])
+    return all_names[ALIASES.get(name, name)]
 
 
 def name_of(spec: AnySpec) -> str:

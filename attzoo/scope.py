@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 class Stack(Generic[T]):
-    """Values set by the open `with` blocks of this context, in order, and attribute `name` of this module."""
+    """Values that the open `with` blocks of this context have set, in order of entry.
+
+    name: a unique name. The values can also be read as `scope.<name>`, an attribute of this module.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -25,7 +28,7 @@ class Stack(Generic[T]):
         STACKS.append(self)
 
     def get(self) -> tuple[T, ...]:
-        """Return the values of this context. Also store them for worker threads, as the context may have changed."""
+        """Return the values of this context, and store them for worker threads, as the context may have changed."""
         values = self.variable.get()
         if values is None:
             return _inherited(self.name)
@@ -54,11 +57,11 @@ def __getattr__(name: str) -> tuple[Any, ...]:
 
 
 def _store_nowhere(name: str, value: Any) -> None:
-    """Do nothing. This is `_store` without a framework that starts threads."""
+    """Do nothing. This is `store` of `use_carrier` until a framework that starts threads is loaded."""
 
 
 def _load_nothing(name: str) -> Any:
-    """Return None. This is `_load` without a framework that starts threads."""
+    """Return None. This is `load` of `use_carrier` until a framework that starts threads is loaded."""
     return None
 
 
@@ -67,7 +70,7 @@ _load: Callable[[str], Any] = _load_nothing           # returns what the calling
 
 
 def _inherited(name: str) -> tuple[Any, ...]:
-    """Return the values that the thread which this thread works for stored under `name`, () if there are none.
+    """Return the values stored under `name` by the thread for which this thread works; () if there are none.
 
     Values that this thread stored itself belong to another context. They are replaced by ().
     """
@@ -80,11 +83,11 @@ def _inherited(name: str) -> tuple[Any, ...]:
 
 
 def use_carrier(store: Callable[[str, Any], None], load: Callable[[str], Any]) -> None:
-    """Set how values reach the threads of a framework.
+    """Set the functions that pass values to the threads of a framework, such as those of a backward pass.
 
     Args:
-        store: store(name, value) stores a value in the current thread and for the threads that work for it.
-        load: load(name) returns the value stored by the current thread or by the thread that it works for, or None.
+        store: store(name, value) stores a value for the current thread and for the threads that work for it.
+        load: load(name) returns the value that was stored for the current thread, or None.
 
     """
     global _store, _load

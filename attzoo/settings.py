@@ -47,14 +47,14 @@ class kernels:   # in lower case, as it is used like a function
         return f"kernels({self.mode!r})"
 
     def __enter__(self) -> None:
-        """Make this choice end with the `with` block. Without `with`, a choice applies until the next one."""
+        """Limit this choice to the `with` block. Without `with`, a choice applies until the next one."""
         entries = _CHOICES.get()
         if entries and entries[-1] == _Choice(self, inside=False):
             entries = entries[:-1]
         _CHOICES.set((*entries, _Choice(self, inside=True)))
 
     def __exit__(self, *error: object) -> None:
-        """Remove this choice, and choices without a `with` block of their own made after it inside the `with` block."""
+        """Undo this choice, and every choice made inside the `with` block without a `with` block of its own."""
         before, after = _split(_CHOICES.get(), _Choice(self, inside=True))
         while after and not after[0].inside:   # choices made inside the `with` block
             after = after[1:]
@@ -63,7 +63,7 @@ class kernels:   # in lower case, as it is used like a function
 
 @dataclass(frozen=True)
 class _Choice:
-    """A choice, and whether a `with` block ends it."""
+    """A choice of how blocks are computed, and whether it ends with a `with` block."""
 
     setting: kernels
     inside: bool
@@ -73,7 +73,7 @@ _CHOICES: Final[Stack[_Choice]] = Stack("choices")
 
 
 def _split(entries: tuple[_Choice, ...], entry: _Choice) -> tuple[tuple[_Choice, ...], tuple[_Choice, ...]]:
-    """Return the entries before and after the last occurrence of `entry`; (entries, ()) if `entry` does not occur."""
+    """Return the entries before and after the last occurrence of `entry` in `entries`; (entries, ()) without one."""
     if entry not in entries:   # the `with` block ends in another context
         return entries, ()
     index = len(entries) - 1 - entries[::-1].index(entry)

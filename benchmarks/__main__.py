@@ -16,10 +16,17 @@ import typer
 from attzoo.files import write
 
 SUITES = (
-    "quick: up to 5 minutes; full: up to 10 minutes on a GPU, 45 on a CPU. On a GPU only: kernels, the fused kernels, "
-    "up to 10 minutes; wins, the cases for the table of recorded wins, up to 5; networks, ResNet-50 and U-Net, up to 5"
+    "What to time. quick: one size of each block, up to 5 minutes. full: several sizes, dtypes and layouts, up to 10 "
+    "minutes on a GPU, 45 on a CPU. On a GPU only: kernels, the fused kernels, up to 10 minutes; wins, the cases of "
+    "the command `wins`, up to 5; networks, ResNet-50 and U-Net, up to 5."
 )
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,   # rich would take [default: ...] for markup and leave it out
+)
 
 
 class Device(StrEnum):
@@ -30,7 +37,7 @@ class Device(StrEnum):
 
 
 class SuiteName(StrEnum):
-    """The suites of cases; see SUITES."""
+    """The suites of cases. `SUITES` describes them."""
 
     quick = "quick"
     full = "full"
@@ -41,14 +48,15 @@ class SuiteName(StrEnum):
 
 @app.command()
 def run(
-    device: Annotated[Device | None, typer.Option(help="[default: cuda if available, else cpu]")] = None,
+    device: Annotated[Device | None, typer.Option(help="Device.  [default: cuda if available, else cpu]")] = None,
     suite: Annotated[SuiteName, typer.Option(help=SUITES)] = SuiteName.quick,
-    blocks: Annotated[str | None, typer.Option(help="comma-separated block names  [default: all]")] = None,
-    out: Annotated[Path | None, typer.Option(help="new result file  [default: one in benchmarks/results]")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Names of blocks, separated by commas.  [default: all]")] = None,
+    out: Annotated[Path | None, typer.Option(help="New result file.  [default: one in benchmarks/results]")] = None,
 ) -> None:
     """Time the blocks, equivalent blocks of other libraries and a copy of the input, and write a result file.
 
-    Providers with wrong results are reported and not timed. Exits with 1 if attzoo is wrong or fails in any case.
+    Blocks with wrong outputs or gradients are reported and not timed. Exits with 1 if a block of attzoo is wrong or
+    raises an error.
     """
     import torch
 
@@ -64,14 +72,14 @@ def run(
 
 @app.command()
 def report(
-    files: Annotated[list[Path], typer.Argument(help="result files, all of one machine unless --across")],
-    html: Annotated[bool, typer.Option("--html", help="write an HTML page with plots next to the last file")] = False,
-    picture: Annotated[Path | None, typer.Option(help="also write a summary plot to this PNG file")] = None,
+    files: Annotated[list[Path], typer.Argument(help="Result files, of one machine unless --across is set.")],
+    html: Annotated[bool, typer.Option("--html", help="Write an HTML page with plots next to the last file.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Also write a summary plot to this PNG file.")] = None,
     across: Annotated[
-        bool, typer.Option("--across", help="allow files of different machines, devices or torch versions")
+        bool, typer.Option("--across", help="Allow files of different machines, devices or torch versions.")
     ] = False,
 ) -> None:
-    """Print result files as Markdown tables, or write them as an HTML page."""
+    """Print result files of `run` as Markdown tables, or write them as an HTML page."""
     from .report import picture as write_picture
     from .report import report
 
@@ -87,13 +95,16 @@ def report(
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="the earlier result file")],
-    new: Annotated[Path, typer.Argument(help="the later result file, of the same machine unless --across")],
+    old: Annotated[Path, typer.Argument(help="The earlier result file.")],
+    new: Annotated[Path, typer.Argument(help="The later result file, of the same machine unless --across is set.")],
     across: Annotated[
-        bool, typer.Option("--across", help="allow files of different machines, devices or torch versions")
+        bool, typer.Option("--across", help="Allow files of different machines, devices or torch versions.")
     ] = False,
 ) -> None:
-    """List rows that changed by more than the noise. Exits with 1 if attzoo got slower or any row became wrong."""
+    """List the times that differ between two result files by more than the noise.
+
+    Exits with 1 if a block of attzoo has become slower, or if any block has become wrong or raises an error.
+    """
     from .compare import compare
 
     text, worse = compare(old, new, across=across)
@@ -102,11 +113,12 @@ def compare(
 
 
 @app.command()
-def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs on CUDA")]) -> None:
-    """Print the table for attzoo/fast/wins.py: the input sizes from which fused kernels are faster than eager blocks.
+def wins(files: Annotated[list[Path], typer.Argument(help="Result files of `run` on CUDA.")]) -> None:
+    """Print the input sizes from which fused kernels are faster than eager blocks, as source for attzoo/fast/wins.py.
 
-    The table has a row for each block, GPU, dtype, layout, and training or inference. The kernels are faster by more
-    than the noise, on both clocks, at every timed size from the printed size on. kernels("auto") uses them there.
+    The table has an entry for each block, GPU, dtype, layout, and training or inference. From the printed size on, the
+    kernels are faster by more than the noise at every timed size, with the time of launching them from Python and
+    without. kernels("auto") uses the kernels there.
     """
     from .wins import table
 
@@ -115,9 +127,9 @@ def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs 
 
 @app.command()
 def finetune(
-    out: Annotated[Path | None, typer.Option(help="result file  [default: benchmarks/finetune.json]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Result file.  [default: benchmarks/finetune.json]")] = None,
 ) -> None:
-    """Fine-tune the demo's network with attached blocks, for both values of `start`, and write the results.
+    """Compare both values of `start` of attzoo.attach by fine-tuning a small network, and write the accuracies.
 
     This takes about five minutes on one core. `python docs/generate.py` writes the table to docs/attaching.md.
     """

@@ -20,7 +20,7 @@ EVERY: Final = frozenset({"eager", "compiled", "keras"})
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark case.
+    """One benchmark case: what is computed, and how.
 
     Attributes:
         block: registry name of the block, alone or in the network; "none" for a network without a block.
@@ -46,12 +46,12 @@ class Case:
 
     @property
     def width(self) -> int:
-        """Return the bytes per element."""
+        """Return the number of bytes of one element in the case's dtype."""
         return WIDTHS[self.dtype]
 
     @property
     def size(self) -> int:
-        """Return the bytes of the first input."""
+        """Return the number of bytes of the first input."""
         return prod(self.shapes[0]) * self.width
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ SCANS: Final = {"cuda": (8, 3, 256, 256), "cpu": (1, 3, 128, 128)}          # of
 
 
 def inputs(block: str, shape: tuple[int, ...], *, coarse: bool = False) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of a block's inputs: `shape` for each.
+    """Return the shapes of a block's inputs: `shape`, (N, C, *S), for each.
 
     If `coarse`, inputs after the first have half the spatial size, and twice the channels if the block takes their
     number as an argument.
@@ -93,7 +93,7 @@ def create(case: Case, backend: str) -> Any:
     """Create attzoo's block for a case, with its initial weights."""
     card = attzoo.info(case.block)
     channels = dict(zip(card.inputs, (shape[1] for shape in case.shapes), strict=True))
-    arguments = {a.name: channels[a.channels_of] for a in card.arguments if a.channels_of}
+    arguments = {argument.name: channels[argument.channels_of] for argument in card.arguments if argument.channels_of}
     if any(argument.name == "spatial_dims" for argument in card.arguments):
         arguments["spatial_dims"] = len(case.shapes[0]) - 2
     return attzoo.create(case.block, case.shapes[0][1], backend=backend, variant=case.variant, **arguments)
@@ -101,7 +101,7 @@ def create(case: Case, backend: str) -> Any:
 
 @cache
 def spec_of(case: Case) -> Any:
-    """Return the spec of a case's block."""
+    """Return the spec of the block of a case, with the arguments of its variant."""
     return create(case, "numpy")
 
 

@@ -58,7 +58,7 @@ class Bar:
 
     @property
     def end(self) -> float:
-        """Return the end of bar, mark and whisker."""
+        """Return the largest value that the bar, its mark or its whisker reaches."""
         return max(self.value, self.mark or 0.0, *(self.whisker or ()))
 
 
@@ -66,7 +66,7 @@ Bars = Mapping[tuple[str, str], Bar]   # block, provider -> bar
 
 
 def color(provider: Provider) -> str:
-    """Return the color of a provider."""
+    """Return the color in which a provider is drawn."""
     return COLORS.get(provider.library, OTHER)
 
 
@@ -76,10 +76,10 @@ def color(provider: Provider) -> str:
 def bar_chart(
     panels: Mapping[str, Bars], xlabel: str, *, line: float | None = None, title: str = "", note: str = ""
 ) -> Figure:
-    """Draw panels of horizontal bars side by side, grouped by block.
+    """Draw panels of horizontal bars side by side, grouped by block; return the figure.
 
     Args:
-        panels: bars by the panel's title.
+        panels: bars, by block and provider, by the panel's title.
         xlabel: label of the horizontal axes.
         line: position of a dashed vertical line in every panel; None for no line.
         title: title of the figure.
@@ -109,7 +109,7 @@ def bar_chart(
 
 
 def _positions(panels: Mapping[str, Bars]) -> tuple[dict[tuple[str, str], float], dict[str, float], float]:
-    """Return the vertical positions of the bars and of the blocks' names, and the total height, in lines."""
+    """Return vertical positions of bars by block and provider, and of blocks by name, and the height, in lines."""
     keys = dict.fromkeys(key for bars in panels.values() for key in bars)
     bar_ys, block_ys, y = {}, {}, 0.0
     for block in dict.fromkeys(block for block, _ in keys):
@@ -122,7 +122,7 @@ def _positions(panels: Mapping[str, Bars]) -> tuple[dict[tuple[str, str], float]
 
 
 def _draw_bars(ax: Axes, bars: Bars, bar_ys: Mapping[tuple[str, str], float], line: float | None) -> None:
-    """Draw the bars of a panel."""
+    """Draw the bars of a panel at the vertical positions `bar_ys`, and a dashed line at `line` unless None."""
     ax.set_xlim(0, 1.22 * max(line or 0, *(bar.end for bar in bars.values()), 1e-9))
     if line is not None:
         ax.axvline(line, color=plotting.GREY, lw=0.8, ls=(0, (3, 2)), zorder=0)
@@ -141,7 +141,7 @@ def _draw_bars(ax: Axes, bars: Bars, bar_ys: Mapping[tuple[str, str], float], li
 
 
 def _set_scale(ax: Axes, xlabel: str, *, fractions: bool) -> None:
-    """Set the axes of a panel. `fractions`: show the values as percentages."""
+    """Set label, ticks and frame of a panel's horizontal axis. fractions: whether values are shown as percentages."""
     ax.set_yticks([])
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set_color(RULE)
@@ -153,7 +153,7 @@ def _set_scale(ax: Axes, xlabel: str, *, fractions: bool) -> None:
 
 
 def _draw_names(figure: Figure, bar_ys: Mapping[tuple[str, str], float], block_ys: Mapping[str, float]) -> None:
-    """Draw the names of blocks and providers left of all panels."""
+    """Draw the names of blocks and providers left of all panels, at the vertical positions `block_ys` and `bar_ys`."""
     ax = figure.axes[0]
     width = figure.get_figwidth()
     align: dict[str, Any] = {"transform": blended_transform_factory(figure.transFigure, ax.transData), "va": "center"}
@@ -167,7 +167,10 @@ def _draw_names(figure: Figure, bar_ys: Mapping[tuple[str, str], float], block_y
 
 
 def draw_growth(ax: Axes, rows: Sequence[Row], providers: Sequence[Provider], ceiling: float | None) -> None:
-    """Draw time against size for each provider, and the limit at the copy rate `ceiling` in GB/s if given."""
+    """Draw time against input size in MB for each provider, with the marks of all rows.
+
+    If `ceiling`, a copy rate in GB/s, is given, the time of copying the bytes that the block moves is drawn too.
+    """
     for i, provider in enumerate(providers):
         points = [
             (row.case.size / 1e6, row.seconds.median) for row in rows if row.provider == provider and row.seconds
@@ -187,7 +190,7 @@ def draw_growth(ax: Axes, rows: Sequence[Row], providers: Sequence[Provider], ce
 
 
 def _means(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return the sizes, and the geometric mean of the times at each size."""
+    """Return the different sizes in (size, time) points, and the geometric mean of the times at each size."""
     logs_by_size: dict[float, list[float]] = {}
     for size, time in sorted(points):
         logs_by_size.setdefault(size, []).append(log(time))
@@ -210,7 +213,7 @@ def set_log_scales(ax: Axes, rows: Sequence[Row]) -> None:
 
 
 def _time_text(value: float, _: object = None) -> str:
-    """Format a tick in seconds with a suitable unit."""
+    """Return a time in seconds, the value of a tick, as text with a suitable unit."""
     scale, unit = unit_of(value)
     return f"{value * scale:g} {unit}"
 

@@ -20,7 +20,15 @@ Key = tuple[str, str, str]   # case, provider, clock
 
 @dataclass(frozen=True)
 class Change:
-    """A changed row: the kind of change, the new row (the old row if gone), and its times in seconds in both runs."""
+    """A row that differs between two runs.
+
+    Attributes:
+        kind: what has changed, such as "slower" or "gone"; see `_change`.
+        row: the new row, or the old row if there is no new one.
+        old: its time in seconds in the earlier run; None without one.
+        new: its time in seconds in the later run; None without one.
+
+    """
 
     kind: str
     row: Row
@@ -29,48 +37,57 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """Whether attzoo is slower or any provider is wrong or failed. Slower peers mean a slower machine."""
+        """Whether attzoo is slower, or any provider is wrong or failed. Slower peers mean a slower machine."""
         return self.kind in WORSE and (self.kind != "slower" or self.row.provider.library == "attzoo")
 
 
 def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
-    """Return a Markdown table of the changes between two result files, and whether any is for the worse.
+    """Return a Markdown table of the changes from result file `old` to `new`, and whether any is for the worse.
 
     Raises ValueError if the files are of different machines, devices or torch versions, unless `across`.
     """
-    before, after = read(old), read(new)
+    old_run, new_run = read(old), read(new)
     if not across:
-        check_comparable([before, after])
-    changed = changes(before, after)
-    return to_markdown(changed, before, after), any(change.worse for change in changed)
+        check_comparable([old_run, new_run])
+    changed = changes(old_run, new_run)
+    return to_markdown(changed, old_run, new_run), any(change.worse for change in changed)
 
 
 def changes(old: Run, new: Run) -> list[Change]:
-    """Return the changed rows, changes for the worse first."""
-    before, after = _keyed(old.rows), _keyed(new.rows)
-    drift = drifted(before, after)
+    """Return the rows that changed from run `old` to run `new`, changes for the worse first."""
+    old_rows, new_rows = _keyed(old.rows), _keyed(new.rows)
+    drift = drifted(old_rows, new_rows)
     changed = []
-    for key, row in (before | after).items():
-        old_row, new_row = before.get(key), after.get(key)
+    for key, row in (old_rows | new_rows).items():
+        old_row, new_row = old_rows.get(key), new_rows.get(key)
         if kind := _change(old_row, new_row, drift):
-            old_time, new_time = (r.seconds if r else None for r in (old_row, new_row))
+            old_time, new_time = (row.seconds if row else None for row in (old_row, new_row))
             changed.append(Change(kind, row, old_time, new_time))
     return sorted(changed, key=lambda change: (not change.worse, change.kind))
 
 
-def drifted(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> float:
-    """Return the median of new / old time over the copies in both runs: the slowdown of the machine."""
-    row_pairs = [(before[key].seconds, after[key].seconds) for key in before if key in after and key[1] == str(COPY)]
+def drifted(old_rows: Mapping[Key, Row], new_rows: Mapping[Key, Row]) -> float:
+    """Return the slowdown of the machine between two runs, given as rows by (case, provider, clock).
+
+    It is the median ratio of the new to the old time of the copies that both runs have timed.
+    """
+    row_pairs = [
+        (old_rows[key].seconds, new_rows[key].seconds) for key in old_rows if key in new_rows and key[1] == str(COPY)
+    ]
     return median([new.median / old.median for old, new in row_pairs if old and new] or [1.0])
 
 
 def _keyed(rows: Iterable[Row]) -> dict[Key, Row]:
-    """Return the rows by case, provider and clock."""
+    """Return the rows by (case, provider, clock)."""
     return {(str(row.case), str(row.provider), row.clock): row for row in rows}
 
 
 def _change(old: Row | None, new: Row | None, drift: float) -> str | None:
-    """Return the kind of change of a row; None if it is unchanged or within the noise."""
+    """Return what has changed in a row; None if it is unchanged or within the noise.
+
+    The result is "slower", "faster", "gone", "new", "new and wrong", "new and failed", or "now" and the new status.
+    `drift` is the slowdown of the machine.
+    """
     if new is None:
         return "gone"
     if old is None:
@@ -81,9 +98,10 @@ def _change(old: Row | None, new: Row | None, drift: float) -> str | None:
 
 
 def _moved(old: Row, new: Row, drift: float) -> str | None:
-    """Return the direction in which the time, the time in copies and the ratio to the reference all moved.
+    """Return "slower" or "faster" if time, time in copies and ratio to the reference all say so, else None.
 
-    A slower machine changes only the time. A cache shared with other programs also changes the time in copies.
+    A slower machine changes only the time. A cache shared with other programs also changes the time in copies. If the
+    time in copies is unknown, the time divided by `drift`, the slowdown of the machine, is compared.
     """
     if old.status != "timed" or old.seconds is None or new.seconds is None:
         return None
@@ -98,14 +116,17 @@ def _moved(old: Row, new: Row, drift: float) -> str | None:
 
 
 def _direction(old: Spread, new: Spread, drift: float = 1.0) -> str | None:
-    """Return "slower" or "faster" if the quartiles are disjoint and the medians differ by LEAST."""
+    """Return "slower" or "faster" if the quartiles are disjoint and the medians differ by LEAST, else None.
+
+    LEAST is a fraction. New times are divided by `drift` first.
+    """
     if new.low / drift > old.high and new.median / drift > (1 + LEAST) * old.median:
         return "slower"
     return "faster" if new.high / drift < old.low and new.median / drift < old.median / (1 + LEAST) else None
 
 
 def to_markdown(changed: Iterable[Change], old: Run, new: Run) -> str:
-    """Format the changes as Markdown."""
+    """Return the changes from run `old` to run `new` as a Markdown table."""
     changed = list(changed)
     compared = len(_keyed(old.rows).keys() & _keyed(new.rows).keys())
     drift = drifted(_keyed(old.rows), _keyed(new.rows))
@@ -118,7 +139,7 @@ def to_markdown(changed: Iterable[Change], old: Run, new: Run) -> str:
 
 
 def _line(change: Change) -> list[str]:
-    """Return the table cells of a change."""
+    """Return the table cells of a change: kind, case, provider, clock, both times, their ratio, and the reason."""
     row, old, new = change.row, change.old, change.new
     ratio = times(new.median / old.median) if old and new else ""
     cells = [change.kind, str(row.case), str(row.provider), row.clock]

@@ -22,7 +22,10 @@ def comparison(entries: Sequence[Entry]) -> Section:
 
 
 def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
-    """Return a table of the pairs that are eager, or of the others, with a group per clock if there are several."""
+    """Return a table that compares attzoo with peers, with a line for each block, pair of providers and run.
+
+    It has the pairs of eager providers if `eager`, else the other pairs, and a group per clock if there are several.
+    """
     lines: dict[tuple[object, ...], list[Pair]] = {}
     for block in blocks(entry.row for entry in entries):
         for entry in entries:
@@ -30,26 +33,26 @@ def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
                 if pair.case.block == block and pair.eager is eager:
                     key = entry.label, pair.case.network, pair.case.variant, block, pair.ours, pair.peer, pair.clock
                     lines.setdefault(key, []).append(pair)
-    head = ["run", "block", "variant", "attzoo", "beside"]
-    head += [f"{mode}: {column}" for mode in BOTH for column in ("ratio", "verdict")]
+    headings = ["run", "block", "variant", "attzoo", "beside"]
+    headings += [f"{mode}: {column}" for mode in BOTH for column in ("ratio", "verdict")]
     lines_by_clock = [(group[0].clock, [str(label), *_cells(group)]) for (label, *_), group in lines.items()]
     clocks = dict.fromkeys(clock for clock, _ in lines_by_clock)
     title_by_clock = {clock: clock_name(clock) if len(clocks) > 1 else None for clock in clocks}
     groups = [(title_by_clock[clock], [cells for c, cells in lines_by_clock if c == clock]) for clock in clocks]
-    return Table(head, groups)
+    return Table(headings, groups)
 
 
 def _cells(group: Sequence[Pair]) -> list[str]:
-    """Return the table cells of pairs of the same two providers and block."""
-    first = group[0]
-    case = first.case
+    """Return the table cells for pairs of one block and the same two providers: names, then the cells of each mode."""
+    first_line = group[0]
+    case = first_line.case
     subject = f"{NETWORKS.get(case.network, case.network)} with {case.block}" if case.network else case.block
     cells = [cell for mode in BOTH for cell in _mode_cells(group, mode)]
-    return [subject, case.variant or "", str(first.ours), first.peer, *cells]
+    return [subject, case.variant or "", str(first_line.ours), first_line.peer, *cells]
 
 
 def _mode_cells(group: Sequence[Pair], mode: str) -> list[str]:
-    """Return the range of the steady ratios and the counts of the verdicts in one mode."""
+    """Return two cells for pairs in one mode: the range of steady time ratios, and counts of the verdicts."""
     pairs_of_mode = [pair for pair in group if pair.case.mode == mode]
     steady_ratios = [pair.ratio.median for pair in pairs_of_mode if pair.verdict != "unsteady"]
     return [value_range(steady_ratios), verdict_counts(pairs_of_mode)]

@@ -23,15 +23,15 @@ FORMS: Final[Mapping[str, Callable[[Provider], bool]]] = {   # in separate group
 
 
 def costs(entries: Sequence[Entry]) -> Section:
-    """Return the section on the eager providers of every block at its base case."""
+    """Return the section on time and memory of the eager providers of every block at its base case."""
     lines = _lines([entry for entry in entries if is_eager(entry.row.provider)])
     text = f"In time and in memory, at the size that was timed first: {base_settings(entry.row for entry in entries)}."
     return Section("What a block costs", [text, Table(HEAD, [(None, lines)])] if lines else [], "alone")
 
 
 def forms(entries: Sequence[Entry]) -> Section:
-    """Return the section on compiled, fused and Keras providers at the same cases, and how they compare with peers."""
-    by_form = {form: [e for e in entries if test(e.row.provider)] for form, test in FORMS.items()}
+    """Return the section on compiled, fused and Keras providers at the base cases, also compared with peers."""
+    by_form = {form: [entry for entry in entries if test(entry.row.provider)] for form, test in FORMS.items()}
     groups = [(_form_title(form, group), lines) for form, group in by_form.items() if (lines := _lines(group))]
     text = "The same blocks compiled or fused, and Keras on its backends, at the same sizes, beside their references."
     tables = [table for table in (Table(HEAD, groups), comparison_table(entries, eager=False)) if table.groups]
@@ -50,7 +50,7 @@ def base_settings(rows: Iterable[Row]) -> str:
 
 
 def _lines(entries: Sequence[Entry]) -> list[list[str]]:
-    """Return the table lines of each block, run and provider."""
+    """Return a table line for each block, run and provider at the block's base case: their names, time and memory."""
     return [
         [label, block, str(provider), *_cells({row.case.mode: row for row in rows if row.provider == provider})]
         for block in blocks(entry.row for entry in entries)
@@ -62,13 +62,13 @@ def _lines(entries: Sequence[Entry]) -> list[list[str]]:
 
 
 def _form_title(form: str, entries: Sequence[Entry]) -> str:
-    """Return the title of a group: the form and its clock."""
+    """Return the title of the group of a form's rows: the form and its clock."""
     clock = next(entry.row.clock for entry in entries if entry.row.seconds and not entry.row.case.network)
     return f"{form}, {clock_name(clock)}"
 
 
 def _cells(by_mode: Mapping[str, Row]) -> list[str]:
-    """Return time and copies in each mode, and the memory of a training step."""
+    """Return the cells of one provider's rows by mode: time and copies in each mode, and memory of a training step."""
     cells = []
     for row in (by_mode.get(mode) for mode in BOTH):
         cells += [with_status(row, seconds(row.seconds)), quartiles(row.copies)] if row else ["", ""]

@@ -79,26 +79,28 @@ def on_stream() -> Iterator[None]:
 
 
 def replay_turn(calls: Sequence[Call]) -> Turn:
-    """Return a turn that replays graphs of the calls in rotation and returns the median seconds per call."""
+    """Return a turn: a function that replays CUDA graphs of the calls in rotation and returns the median seconds."""
     graphs = cycle([(capture_graph(call), call) for call in calls])   # the call keeps the graph's tensors alive
 
     def take(repeats: int) -> float:
+        """Return the median seconds per call over `repeats` replays."""
         return median(_between_events(next(graphs)[0].replay) for _ in range(repeats))
 
     return take
 
 
 def call_turn(calls: Sequence[Call]) -> Turn:
-    """Return a turn that makes the calls from Python in rotation and returns the mean seconds per call."""
+    """Return a turn: a function that makes the calls from Python in rotation and returns the mean seconds per call."""
     rotation = cycle(calls)
 
     def take(repeats: int) -> float:
+        """Return the mean seconds per call over `repeats` calls."""
         torch.cuda.synchronize()
-        start = perf_counter()
+        start_time = perf_counter()
         for _ in range(repeats):
             next(rotation)()
         torch.cuda.synchronize()
-        return (perf_counter() - start) / repeats
+        return (perf_counter() - start_time) / repeats
 
     return take
 
@@ -132,8 +134,8 @@ def ceilings() -> dict[str, float]:
 def speed_up() -> None:
     """Run matrix products for BUSY seconds to raise the clocks: copies at 345 MHz took 1.5 times as long."""
     a = torch.randn(4096, 4096, device="cuda")
-    start = perf_counter()
-    while perf_counter() - start < BUSY:
+    start_time = perf_counter()
+    while perf_counter() - start_time < BUSY:
         a = torch.tanh(a @ a)
         torch.cuda.synchronize()
 

@@ -15,17 +15,23 @@ HEAD: Final = ("provider", "verdict", "time", "copies", "ratio", "control", "err
 
 
 def all_rows(entries: Sequence[Entry], block: str) -> Section:
-    """Return the section with every row of a block, a group per setting and mode."""
+    """Return the section with every row of a block, grouped by setting and mode."""
     block_entries = [entry for entry in entries if entry.row.case.block == block]
     keys = [(chosen, mode) for chosen in dict.fromkeys(setting(entry.row) for entry in block_entries) for mode in MODES]
-    by_key = {key: [e for e in block_entries if (setting(e.row), e.row.case.mode) == key] for key in keys}
-    groups = [(_title([e.row for e in group]), [_cells(e) for e in group]) for group in by_key.values() if group]
+    by_key = {
+        key: [entry for entry in block_entries if (setting(entry.row), entry.row.case.mode) == key] for key in keys
+    }
+    groups = [
+        (_title([entry.row for entry in group]), [_cells(entry) for entry in group])
+        for group in by_key.values()
+        if group
+    ]
     name = "the networks without a block" if block == "none" else block
     return Section(f"Every row: {name}", [Table(["run", *HEAD], groups)])
 
 
 def _title(rows: Sequence[Row]) -> str:
-    """Return the title of a group: its case, clock and references."""
+    """Return the title of a group of rows: its case, clock and references."""
     case = rows[0].case
     network = f"{NETWORKS.get(case.network, case.network)}, " if case.network else ""
     references = " and ".join(dict.fromkeys(row.reference for row in rows if row.ratio and row.reference))
@@ -36,7 +42,7 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _cells(entry: Entry) -> list[str]:
-    """Return the table cells of a row."""
+    """Return the table cells of a row: run, provider, verdict, times, ratios, error, memory and rate."""
     row = entry.row
     cells = [str(row.provider), _verdict(row), seconds(row.seconds), quartiles(row.copies), quartiles(row.ratio)]
     cells += [quartiles(row.control), f"{row.error:.0e}" if row.error is not None else ""]
@@ -59,13 +65,13 @@ def problems(entries: Sequence[Entry]) -> Section:
          entry.row.why or "no reason was recorded"]
         for entry in entries if entry.row.status != "timed"
     ]   # fmt: skip
-    head = ["run", "case", "provider", "status", "why"]
+    headings = ["run", "case", "provider", "status", "why"]
     text = (
         "Wrong: the error of the output or a gradient exceeds rounding. Failed: an exception was raised. These are not "
         "timed. Unsteady: the copy, the control or the provider's own times varied too much, also when timed "
         "again; these times are listed above but give no verdict."
     )
-    return Section("What went wrong", [text, Table(head, [(None, lines)])] if lines else [])
+    return Section("What went wrong", [text, Table(headings, [(None, lines)])] if lines else [])
 
 
 def left_out(runs: Sequence[Run]) -> Section:
@@ -74,11 +80,11 @@ def left_out(runs: Sequence[Run]) -> Section:
     return Section("Left out for time", [Table(["run", "case"], [(None, lines)])] if lines else [])
 
 
-def absent(runs: Sequence[Run]) -> Section:
+def absent_packages(runs: Sequence[Run]) -> Section:
     """Return the section on packages that are not installed."""
     lines = [[str(i), package, command] for i, run in enumerate(runs, 1) for package, command in run.absent.items()]
-    head = ["run", "package", "to install it"]
-    return Section("Not installed, so not measured", [Table(head, [(None, lines)])] if lines else [])
+    headings = ["run", "package", "to install it"]
+    return Section("Not installed, so not measured", [Table(headings, [(None, lines)])] if lines else [])
 
 
 def conditions(runs: Sequence[Run]) -> Section:
@@ -88,7 +94,7 @@ def conditions(runs: Sequence[Run]) -> Section:
 
 
 def _conditions(run: Run) -> list[list[str]]:
-    """Return the table lines of a run's conditions."""
+    """Return a table line for each condition of a run, such as its command, machine and versions."""
     run_facts = {"command": run.command, "date": run.date, "commit": run.commit or "unknown", "suite": run.suite}
     versions = {name: number for name, number in run.versions.items() if number}
     ceilings = {name: times(number) for name, number in run.ceilings.items()}

@@ -75,7 +75,7 @@ def _small(value: float) -> str:
 
 
 def speed(row: Row) -> float | None:
-    """Return the least bytes of a row (`Row.moved`) per second; None if unknown."""
+    """Return bytes per second of a row: the least bytes to move (`Row.moved`) / its median time; None if unknown."""
     return row.moved / row.seconds.median if row.seconds and row.seconds.median and row.moved else None
 
 

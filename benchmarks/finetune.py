@@ -107,7 +107,10 @@ def _data(noise: float) -> Data:
 
 
 def _epochs(noise: float, count: int, seed: int) -> Iterator[list[tuple[Array, Any]]]:
-    """Yield the batches of each epoch. An incomplete batch is dropped."""
+    """Yield the list of batches of each of `count` epochs, in an order by `seed`. An incomplete batch is dropped.
+
+    noise: standard deviation of the noise of the images.
+    """
     data, random = _data(noise), np.random.default_rng(seed)
     for _ in range(count):
         order = random.permutation(len(data.labels))
@@ -124,8 +127,8 @@ def _accuracy(net: Any, noise: float) -> float:
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the results as a Markdown table: mean and standard deviation over the seeds, in percent."""
     tested = list(results["rows"][0]["after"])
-    head = ["block", "start", "parameters", "before", *(f"{n} epoch{'s' * (n != '1')}" for n in tested)]
-    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
+    headings = ["block", "start", "parameters", "before", *(f"{n} epoch{'s' * (n != '1')}" for n in tested)]
+    lines = [headings, ["---", "---", *["--:"] * (len(headings) - 2)]]
     for row in results["rows"]:
         accuracies = [row["before"], *(row["after"][n] for n in tested)]
         cells = [f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}" for values in accuracies]
@@ -134,6 +137,6 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def read() -> dict[str, Any]:
-    """Return the committed results."""
+    """Return the results in benchmarks/finetune.json."""
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return results

@@ -44,14 +44,17 @@ def kernels(entries: Sequence[Entry]) -> Section:
 
 
 def _same_setting(entry: Entry, entries: Sequence[Entry]) -> list[Row]:
-    """Return the rows of the entry's run with its setting and mode, including networks without a block."""
+    """Return the rows of the entry's run with its setting and mode, also those of other blocks and without a block."""
     mode, chosen_setting = entry.row.case.mode, setting(entry.row)
     rows = [candidate.row for candidate in entries if candidate.run is entry.run and candidate.row.case.mode == mode]
     return [row for row in rows if setting(row) == chosen_setting]
 
 
 def _line(entry: Entry, rows: Sequence[Row]) -> list[str]:
-    """Return the table cells of a block alone."""
+    """Return the table cells of the fused kernels of a block alone: case, time in copies, speedups and goals.
+
+    rows: the rows of the same setting and mode.
+    """
     row, case = entry.row, entry.row.case
     variant = f"{case.variant}, " if case.variant else ""
     cells = [entry.label, case.block, f"{variant}{shapes_text(case)}, {case.dtype}, {case.layout}", case.mode]
@@ -76,7 +79,10 @@ def speedups(row: Row, rows: Sequence[Row]) -> tuple[float | None, float | None]
 
 
 def _value_cell(value: float | None, index: int, limits: Goal | None) -> str:
-    """Format a value, followed by "aim", "accept" or "missed" if there is a goal."""
+    """Return a value as text, followed by "aim", "accept" or "missed" if there is a goal.
+
+    index: position of the value's limit in `Marks`.
+    """
     if value is None:
         return ""
     return f"{times(value)} ({reached(value, index, limits)})" if limits else times(value)
@@ -91,12 +97,12 @@ def reached(value: float, index: int, limits: Goal) -> str:
 
 
 def _goal_cells(limits: Goal | None) -> list[str]:
-    """Return the table cells of a goal's accepted and desired values."""
+    """Return two table cells: the accepted and the desired limits of a goal; "" without a goal."""
     return [_marks_text(limits.accept), _marks_text(limits.aim)] if limits else ["", ""]
 
 
 def _marks_text(marks: Marks) -> str:
-    """Format the limits, separated by commas."""
+    """Return the three limits of a goal as text, separated by commas."""
     return ", ".join(f"{mark:g}" for mark in marks)
 
 
@@ -112,7 +118,7 @@ def _resnet_line(entry: Entry, rows: Sequence[Row]) -> list[str]:
 
 
 def _fraction_cell(row: Row | None, rows: Sequence[Row]) -> str:
-    """Format the throughput relative to the plain network's, or the row's status if that is unknown."""
+    """Return the throughput relative to the network without a block as text, or the row's status if that is unknown."""
     if row is None:
         return ""
     fraction = throughput_fraction(row, rows)

@@ -12,13 +12,13 @@ from .cases import MAPS, SKIPS, Case
 
 
 def goals(block: str) -> Goals:
-    """Return the goals in the block's `goals.py`; empty without that file or for an unregistered block."""
+    """Return the speed goals of a block, from its `goals.py`; empty without that file or for an unregistered block."""
     module = optional_module(block, "goals") if block in names() else None
     return module.GOALS if module else Goals()
 
 
 def goal(case: Case) -> Goal | None:
-    """Return the goal that applies to a case; None without one."""
+    """Return the speed goal that applies to a case; None if there is none."""
     return next((goal for goal in goals(case.block).calls if covers(goal, case)), None)
 
 

@@ -29,7 +29,7 @@ class Backend(Protocol):
         """Wait until these results are computed."""
 
     def clear(self) -> None:
-        """Free compiled code."""
+        """Free the code that the backend has compiled."""
 
 
 def call_arguments(block: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -57,9 +57,11 @@ class TensorFlow:
         weights = [variable.value for variable in block.trainable_weights]
 
         def inference(inputs: Any, cotangent: Any) -> Any:
+            """Return the list of the output in inference."""
             return [block(*call_arguments(block, inputs), training=False)]
 
         def training(inputs: Any, cotangent: Any) -> Any:
+            """Return the output and the gradients of inputs and weights."""
             with tf.GradientTape() as tape:
                 tape.watch(inputs)
                 y = block(*call_arguments(block, inputs), training=True)
@@ -97,11 +99,14 @@ class Jax:
         import jax
 
         def inference(weights: Any, state: Any, inputs: Any, cotangent: Any) -> Any:
+            """Return the list of the output in inference, and the new values of the other variables."""
             y, state = block.stateless_call(weights, state, *call_arguments(block, inputs), training=False)
             return [y], state
 
         def training(weights: Any, state: Any, inputs: Any, cotangent: Any) -> Any:
+            """Return the output with the gradients of inputs and weights, and the new values of the other variables."""
             def forward(inputs: Any, weights: Any) -> Any:
+                """Return the output and the new values of the other variables."""
                 return block.stateless_call(weights, state, *call_arguments(block, inputs), training=True)
 
             y, vjp, new_state = jax.vjp(forward, inputs, weights, has_aux=True)
@@ -114,6 +119,7 @@ class Jax:
         state = [variable.value for variable in block.non_trainable_variables]
 
         def call() -> Any:
+            """Return the results of one step, and store the values of the other variables for the next."""
             nonlocal state
             results, state = step(weights, state, inputs, cotangent)
             if self.device == "cpu":
@@ -153,10 +159,12 @@ class Torch:
         weights = [variable.value for variable in block.trainable_weights]
 
         def inference() -> Any:
+            """Return the list of the output in inference."""
             with torch.no_grad():
                 return [block(*call_arguments(block, inputs), training=False)]
 
         def training() -> Any:
+            """Return the output and the gradients of inputs and weights."""
             leaves = [x.detach().requires_grad_() for x in inputs]
             y = block(*call_arguments(block, leaves), training=True)
             return [y.detach(), *torch.autograd.grad(y, [*leaves, *weights], cotangent)]
@@ -178,6 +186,6 @@ CREATE: Final[dict[str, Callable[[str], Backend]]] = {"tensorflow": TensorFlow, 
 
 
 def check_device(device: str, has_cuda: bool) -> None:
-    """Raise RuntimeError if the device is "cuda" and the backend cannot use CUDA."""
+    """Raise RuntimeError if the device is "cuda" and `has_cuda` is false."""
     if device == "cuda" and not has_cuda:
         raise RuntimeError("expected a CUDA device, got none that this backend can use; pass --device cpu")

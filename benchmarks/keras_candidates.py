@@ -26,7 +26,15 @@ LIBRARIES: Final = ("attzoo", "plain")   # plain: the same block written in Kera
 
 @dataclass(frozen=True)
 class KerasCandidate:
-    """A library's layer on one Keras backend in one form."""
+    """A library's layer on one Keras backend in one form, as `measure.Candidate`.
+
+    Attributes:
+        provider: library, backend and form.
+        subject: the case with its tensors.
+        worker: the process that runs the backend.
+        job: what the process computes.
+
+    """
 
     provider: Provider
     subject: Subject
@@ -35,11 +43,11 @@ class KerasCandidate:
 
     @property
     def family(self) -> str:
-        """Return backend and form: within these, the plain layer is the reference of attzoo's."""
+        """Return the backend and the form, within which the plain layer is the reference of attzoo's layer."""
         return f"{self.provider.backend} {self.provider.form}"
 
     def twin(self) -> KerasCandidate:
-        """Return a copy with another layer, for the control."""
+        """Return a copy with another layer, by which the provider is also timed against itself."""
         twin = replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
         twin.outputs()
         return twin
@@ -54,7 +62,7 @@ class KerasCandidate:
         return ("cpu",) if self.subject.device.type == "cpu" else ("calls",)
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Return a turn that makes the calls in the process."""
+        """Return a turn that makes the calls in the process. The arguments `clock` and `cpu` are ignored."""
         return lambda repeats: self.worker.time(str(self.provider), repeats)
 
     def memory(self) -> tuple[None, None]:
@@ -81,6 +89,7 @@ def open_keras_candidates(device: str, absent: set[str]) -> Iterator[Callable[[S
             stack.callback(worker.close)
 
         def keras_candidates(subject: Subject) -> Iterator[KerasCandidate]:
+            """Yield the candidates of attzoo's and the plain layer on every installed backend."""
             if "keras" not in subject.case.forms:
                 return
             template = keras_job(subject, LIBRARIES[0], "eager")
@@ -96,7 +105,7 @@ def open_keras_candidates(device: str, absent: set[str]) -> Iterator[Callable[[S
 
 
 def keras_job(subject: Subject, library: str, form: str) -> Job:
-    """Return the job for a process: the subject's case on its first set of inputs."""
+    """Return the job for a process: the subject's case on its first set of inputs, by `library`'s layer in `form`."""
     case, inputs = subject.case, [to_float32(x) for x in subject.sets[0]]
     cotangent = to_float32(subject.cotangents[0])
     values = library, case.block, spec_of(case).config(), subject.arrays, inputs, cotangent

@@ -41,7 +41,7 @@ class Candidate(Protocol):
         """Return the name of the group that shares a reference."""
 
     def twin(self) -> Candidate:
-        """Return a copy with another module, for the control."""
+        """Return a copy with another module, by which the provider is also timed against itself."""
 
     def outputs(self) -> Sequence[Tensor]:
         """Return the output and, in training, the input gradients. Raises ModuleNotFoundError if not installed."""
@@ -50,7 +50,10 @@ class Candidate(Protocol):
         """Return the names of the clocks that can time the provider."""
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Return a turn: a function that calls the provider repeatedly and returns the seconds per call."""
+        """Return a turn: a function that calls the provider repeatedly and returns the seconds per call by a clock.
+
+        cpu: the clock for turns on the CPU.
+        """
 
     def memory(self) -> tuple[int | None, int | None]:
         """Return the bytes saved for the backward pass and the peak bytes of a training step; None if unknown."""
@@ -58,7 +61,15 @@ class Candidate(Protocol):
 
 @dataclass
 class Bench:
-    """The settings of a run: the device and the pace by clock."""
+    """The settings of a run.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        pace: number and length of turns, by clock.
+        absent: names of packages that were found not to be installed.
+        cpu: the clock for turns on the CPU.
+
+    """
 
     device: str
     pace: Mapping[str, Pace]
@@ -66,7 +77,7 @@ class Bench:
     cpu: Cpu = field(default_factory=Cpu)
 
     def clear(self) -> None:
-        """Free memory and compiled code of earlier cases: dynamo limits the number of compiled forms per module."""
+        """Free memory and compiled code of earlier cases, because dynamo limits the compiled forms of a module."""
         torch._dynamo.reset()
         self.cpu.results.clear()
         gc.collect()
@@ -83,17 +94,24 @@ def measure(
 ) -> list[Row]:
     """Measure a case and return a row for each installed provider and clock.
 
-    other_candidates: returns the candidates in other frameworks than torch.
+    Args:
+        case: the case.
+        bench: the settings of the run.
+        other_candidates: returns the candidates of a subject in frameworks other than torch.
+
     """
     bench.clear()
-    # Recorded wins and ATTZOO_KERNELS must not choose kernels; only a candidate does. On a GPU everything runs on the
-    # capture stream: accumulating a gradient on another stream would end the capture.
+    # Only the candidate that measures the kernels uses them, not those with recorded wins or under ATTZOO_KERNELS. On a
+    # GPU everything runs on the capture stream: accumulating a gradient on another stream would end the capture.
     with attzoo.kernels("eager"), cuda.on_stream() if bench.device == "cuda" else nullcontext():
         return rows_of(case, bench, other_candidates)
 
 
 def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iterable[Candidate]]) -> list[Row]:
-    """Do what `measure` does; the caller has set the kernels and the stream."""
+    """Return the rows of a case, as `measure` does, for callers that have set the kernels and the stream.
+
+    Arguments are those of `measure`.
+    """
     template = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
         subject = create_subject(case, bench.device, bench.sets)
@@ -118,9 +136,16 @@ def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iter
 def verified(
     candidate: Candidate, row: Row, subject: Subject, expected: Sequence[Tensor], absent: set[str]
 ) -> Row | None:
-    """Compute the provider's outputs and return the row with its error and status; None if not installed.
+    """Compute a provider's outputs, and return `row` with their error and the status; None if it is not installed.
 
     The status is "wrong" if the error exceeds the tolerance, "failed" if an exception was raised.
+
+    Args:
+        candidate: the provider.
+        row: its row without results.
+        subject: the case with its tensors.
+        expected: the expected output and gradients.
+        absent: receives the name of a package that is not installed.
     """
     try:
         error = relative_error(candidate.outputs(), expected)
@@ -130,14 +155,17 @@ def verified(
     except Exception as err:   # other libraries may raise anything
         return replace(row, status="failed", why=error_line(err))
     allowed = subject.tolerance
-    if error <= allowed or error <= (allowed := allowed + slack(subject, expected)):   # NaN is not
+    if error <= allowed or error <= (allowed := allowed + slack(subject, expected)):   # false for NaN
         return replace(row, error=error)
     why = f"the relative error of output or gradients is {error:.1e}; rounding explains up to {allowed:.0e}"
     return replace(row, status="wrong", error=error, why=why)
 
 
 def time_candidates(subject: Subject, candidates: Sequence[tuple[Candidate, Row]], bench: Bench) -> list[Row]:
-    """Time candidates, which have rows with the same clock, and copying the first input; return all rows."""
+    """Time candidates on one clock, and the copying of the first input; return all rows.
+
+    subject: the case with its tensors. candidates: each with its row without times. bench: the settings of the run.
+    """
     clock, by_family = candidates[0][1].clock, references([candidate for candidate, _ in candidates])
     reference_names = {str(c.provider): str(by_family[c.family].provider) for c, _ in candidates}
     turns, rows = prepare_turns(subject, candidates, by_family.values(), bench.cpu)
@@ -157,9 +185,16 @@ def time_candidates(subject: Subject, candidates: Sequence[tuple[Candidate, Row]
 def prepare_turns(
     subject: Subject, candidates: Sequence[tuple[Candidate, Row]], family_references: Iterable[Candidate], cpu: Cpu
 ) -> tuple[dict[str, Turn], dict[str, Row]]:
-    """Return the turns of the candidates, of their references' controls and of the copy, and the failed rows, by name.
+    """Prepare the turns of the candidates, of their references' controls and of the copy.
 
-    A candidate for which no turn can be prepared has a failed row instead.
+    Args:
+        subject: the case with its tensors.
+        candidates: each with its row without times.
+        family_references: the reference of each family of candidates.
+        cpu: the clock for turns on the CPU.
+
+    Returns:
+        The turns, and a failed row for each candidate that has none, both by name.
     """
     clock = candidates[0][1].clock
     turns = {} if subject.case.network else {str(COPY): copy_turn(subject, clock)}
@@ -178,7 +213,14 @@ def prepare_turns(
 def time_until_steady(
     turns: Mapping[str, Turn], reference_names: Mapping[str, str], clock: str, pace: Pace
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Time all turns up to TRIES times until none is unsteady; return the last times and the reasons of `unsteady`."""
+    """Time all turns until none is unsteady, up to TRIES times; return the last times and the reasons of `unsteady`.
+
+    Args:
+        turns: the turns by name.
+        reference_names: the name of each provider's reference.
+        clock: the clock of the turns.
+        pace: number and length of the turns.
+    """
     for _ in range(TRIES):
         times = interleave(turns, pace)
         reasons = unsteady(times, reference_names, clock)
@@ -190,20 +232,26 @@ def time_until_steady(
 def references(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return the reference of each family: its first candidate that is not attzoo's, else its first candidate."""
     by_family: dict[str, Candidate] = {}
-    for candidate in sorted(candidates, key=lambda c: c.provider.library == "attzoo"):   # the sort is stable
+    for candidate in sorted(candidates, key=lambda c: c.provider.library == "attzoo"):   # stable sort
         by_family.setdefault(candidate.family, candidate)
     return by_family
 
 
 def copy_turn(subject: Subject, clock: str) -> Turn:
-    """Return a turn that copies the first input. It does not evict the results that `Cpu` keeps alive."""
+    """Return a turn that copies the subject's first input, timed by a clock.
+
+    It does not evict the results that `Cpu` keeps alive.
+    """
     targets = [torch.empty_like(x) for x, *_ in subject.sets]
     calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(subject.sets, targets, strict=True)]
     return clocked_by(clock, calls, Cpu())
 
 
 def with_times(row: Row, times: Mapping[str, Sequence[float]], name: str, reference: str | None = None) -> Row:
-    """Return the row of provider `name` with the statistics of its times, also relative to those of its reference."""
+    """Return `row`, of provider `name`, with the statistics of its times, also relative to those of its reference.
+
+    times: seconds per call in each round, by provider.
+    """
     seconds = times[name]
     row = replace(row, seconds=spread(seconds), least=min(seconds), samples=len(seconds))
     if str(COPY) in times:
@@ -215,10 +263,10 @@ def with_times(row: Row, times: Mapping[str, Sequence[float]], name: str, refere
 
 
 def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str, str], clock: str) -> dict[str, str]:
-    """Return, for each provider whose times vary too much, the reason. All arguments and results are by provider name.
+    """Return the reason for each provider whose times vary too much, by provider.
 
     Args:
-        times: seconds per call in each round.
+        times: seconds per call in each round, by provider.
         reference_names: the name of each provider's reference.
         clock: the clock of the times.
 
@@ -228,14 +276,14 @@ def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str,
         control = control_name(reference)
         ratio = paired(times, control, reference).median if control in times else 1.0
         if abs(ratio - 1) > CONTROL:
-            reasons[name] = f"the control of {reference} took {ratio:.2f} of its time"
+            reasons[name] = f"a second copy of {reference} took {ratio:.2f} times as long"
     if clock in WIDTH:
         for name, seconds in times.items():
             quartiles = spread(seconds)
             if quartiles.high - quartiles.low > max(WIDTH[clock] * quartiles.median, TICK):
                 reasons[name] = f"its quartiles are more than {WIDTH[clock]:.0%} apart"
-        if str(COPY) in times and (change := drift(times[str(COPY)])) > DRIFT[clock]:
-            reasons |= dict.fromkeys(times, f"the time of copying changed by {change:.0%} during the run")
+        if str(COPY) in times and (copy_drift := drift(times[str(COPY)])) > DRIFT[clock]:
+            reasons |= dict.fromkeys(times, f"the time of copying changed by {copy_drift:.0%} during the run")
     return reasons
 
 

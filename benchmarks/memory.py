@@ -21,6 +21,7 @@ def saved_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     saved_tensors: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        """Record a tensor that autograd saves, and return it."""
         saved_tensors.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
         return tensor
 
@@ -38,7 +39,7 @@ def peak_bytes(call: Call) -> int:
 
 
 class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]
-    """Count the storage of each tensor that an operator returns, until it is freed."""
+    """Count the bytes of storage of each tensor that an operator returns, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()   # type: ignore[no-untyped-call]

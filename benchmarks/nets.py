@@ -21,14 +21,25 @@ MakeBlock = Callable[[int], nn.Module]       # channels -> a block
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Return a convolution with "same" padding and a batch norm."""
+    """Return a convolution from `inputs` to `outputs` channels, with "same" padding, and a batch norm.
+
+    kernel: size of the kernel. stride: stride of the convolution.
+    """
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)
     )
 
 
 class Bottleneck(nn.Module):
-    """(N, C, H, W) -> (N, O, H / stride, W / stride)."""
+    """A residual block of ResNet-50 with an attention block at its end: (N, C, H, W) -> (N, O, H / stride, W / stride).
+
+    Args:
+        inputs: C.
+        outputs: O.
+        stride: stride of the 3x3 convolution and the shortcut.
+        attention: creates the attention block for a number of channels.
+
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, attention: MakeBlock) -> None:
         super().__init__()
@@ -39,7 +50,7 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1, stride)
 
     def put(self, attention: nn.Module) -> None:
-        """Set the attention block. If its forward takes a `shortcut`, it also does the addition and the relu."""
+        """Set the attention block. If its forward takes a `shortcut`, the block also does the addition and the relu."""
         self.attention = attention
         self.ends = "shortcut" in signature(attention.forward).parameters   # not in forward, which is timed
 
@@ -54,7 +65,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """(N, 3, H, W) -> (N, 1000)."""
+    """ResNet-50 with an attention block in every residual block: (N, 3, H, W) -> (N, 1000).
+
+    attention: creates the attention block for a number of channels.
+    """
 
     def __init__(self, attention: MakeBlock = lambda channels: nn.Identity()) -> None:
         super().__init__()

@@ -22,6 +22,6 @@ def keep_pages() -> bool:
     """Apply the options to this process. Return False without glibc or if an option is refused."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        results = [mallopt(number, size) for number, size in OPTIONS.values()]   # all, also after a refusal
+        results = [mallopt(number, size) for number, size in OPTIONS.values()]   # all, even if one is refused
         return all(results)
     return False

@@ -42,7 +42,14 @@ def build_peer(source: Source, spec: Any, arrays: Mapping[str, Array]) -> nn.Mod
 
 
 class ReorderedInputs(nn.Module):
-    """A source's block that takes its inputs in the order of attzoo's block; `names` are attzoo's input names."""
+    """Another library's block that takes its inputs in the order of attzoo's block.
+
+    Args:
+        inner: the other library's block.
+        source: its description.
+        names: attzoo's names of the inputs, in the order of attzoo's block.
+
+    """
 
     def __init__(self, inner: nn.Module, source: Source, names: Sequence[str]) -> None:
         super().__init__()
@@ -65,7 +72,7 @@ def resize_to(tensor: Tensor, x: Tensor) -> Tensor:
 
 
 def load(module: str) -> Any:
-    """Import a peer's module. Raises ModuleNotFoundError if its library is not installed."""
+    """Import a module of another library by name. Raises ModuleNotFoundError if the library is not installed."""
     if module.partition(".")[0] in ("timm", "torchvision"):
         load_torchvision()
     if module.startswith("monai"):

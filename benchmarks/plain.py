@@ -41,7 +41,7 @@ def projection(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Gate(nn.Module):
-    """The additive attention gate."""
+    """The additive attention gate, for a skip connection x and a gating signal g with as many channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Gate(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, g: Tensor, x: Tensor) -> Any:
-        """Return x times the coefficients."""
+        """Return x (N, C, H, W) times the coefficients (N, 1, H, W), computed from g and x of equal sizes."""
         return x * self.psi(self.relu(self.g(g) + self.x(x)))
 
 
@@ -61,8 +61,13 @@ class AttUNet(nn.Module):
         super().__init__()
         pairs = list(pairwise(channels))
         self.pool = nn.MaxPool2d(2, 2)
-        self.down = nn.ModuleList([double_conv(inputs, channels[0]), *(double_conv(a, b) for a, b in pairs)])
-        self.up = nn.ModuleList(up_conv(b, a) for a, b in pairs)
+        self.down = nn.ModuleList(
+            [
+                double_conv(inputs, channels[0]),
+                *(double_conv(above, channels_of_level) for above, channels_of_level in pairs),
+            ]
+        )
+        self.up = nn.ModuleList(up_conv(channels_of_level, a) for a, channels_of_level in pairs)
         self.gate = nn.ModuleList(Gate(a) for a, _ in pairs)
         self.merge = nn.ModuleList(double_conv(2 * a, a) for a, _ in pairs)
         self.head = nn.Conv2d(channels[0], classes, 1)
@@ -87,11 +92,11 @@ def canonical(net: AttUNet) -> dict[str, str]:
     parts["gate"] = "skip", gate | {"psi.0": "psi", "psi.1": "psi_norm"}
     keys = {}
     for key in net.state_dict():
-        path, _, leaf = key.rpartition(".")
-        leaf = {"running_mean": "mean", "running_var": "var"}.get(leaf, leaf)
+        path, _, attribute = key.rpartition(".")
+        attribute = {"running_mean": "mean", "running_var": "var"}.get(attribute, attribute)
         if path != "head":
             part, level, layer = path.split(".", 2)
             path = f"{parts[part][0]}.{level}.{parts[part][1][layer]}"
-        if leaf != "num_batches_tracked":
-            keys[f"{path}.{leaf}"] = key
+        if attribute != "num_batches_tracked":
+            keys[f"{path}.{attribute}"] = key
     return keys

@@ -34,7 +34,7 @@ def build(block: str, spec: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
     if any(len(shape) != 4 for shape in shapes):
         raise ValueError(f"expected images, got inputs of shapes {shapes}")
     channels_last = axis() == -1
-    sizes = [(*space, channels) if channels_last else (channels, *space) for _, channels, *space in shapes]
+    sizes = [(*sizes, channels) if channels_last else (channels, *sizes) for _, channels, *sizes in shapes]
     function = getattr(import_module(f"{__package__}.keras_blocks.{block}"), block)
     inputs = [keras.Input(size, dtype=keras.config.dtype_policy().compute_dtype) for size in sizes]
     model = keras.Model(inputs, function(spec, *inputs))
@@ -43,7 +43,7 @@ def build(block: str, spec: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
 
 
 def axis() -> int:
-    """Return the axis of the channels."""
+    """Return the axis of the channels in Keras's current data format."""
     return -1 if keras.config.image_data_format() == "channels_last" else 1
 
 
@@ -58,13 +58,16 @@ def norm(name: str) -> Any:
 
 
 def resample(g: Any, x: Any, interpolation: str) -> Any:
-    """Upsample g to the spatial size of x. Raises ValueError if that is not a multiple of g's size."""
-    space = slice(1, 3) if axis() == -1 else slice(2, 4)
-    old, new = g.shape[space], x.shape[space]
+    """Upsample g to the spatial size of x by "linear" or "nearest" interpolation.
+
+    Raises ValueError if that is not a multiple of g's size.
+    """
+    spatial_axes = slice(1, 3) if axis() == -1 else slice(2, 4)
+    old, new = g.shape[spatial_axes], x.shape[spatial_axes]
     if old == new:
         return g
-    if any(b % a for a, b in zip(old, new, strict=True)):
-        raise ValueError(f"expected the size of x to be a multiple of {old}, got {new}")
+    if any(new_size % old_size for old_size, new_size in zip(old, new, strict=True)):
+        raise ValueError(f"expected the size of x to be a multiple of that of g, {old}, got {new}")
     factors = tuple(b // a for a, b in zip(old, new, strict=True))
     return layers.UpSampling2D(factors, interpolation={"linear": "bilinear"}.get(interpolation, interpolation))(g)
 
@@ -74,11 +77,11 @@ def resample(g: Any, x: Any, interpolation: str) -> Any:
 
 def find(model: Any, name: str) -> Any:
     """Return the variable of a model that holds the weight of this canonical name."""
-    path, _, leaf = name.rpartition(".")
+    path, _, attribute = name.rpartition(".")
     layer = model.get_layer(path.replace(".", "_"))
     if isinstance(layer, layers.BatchNormalization):
-        return getattr(layer, NORM[leaf])
-    return layer.kernel if leaf == "weight" else layer.bias
+        return getattr(layer, NORM[attribute])
+    return layer.kernel if attribute == "weight" else layer.bias
 
 
 def load(model: Any, arrays: Mapping[str, Array]) -> None:

@@ -36,24 +36,32 @@ def pictures(runs: Sequence[Run]) -> dict[str, list[Picture]]:
     for run in latest.values():
         machine = f" {machine_name(run)}." if len(latest) > 1 else ""
         for section, run_pictures in _pictures(run).items():
-            by_section.setdefault(section, []).extend(Picture(p.svg, p.alt, p.caption + machine) for p in run_pictures)
+            by_section.setdefault(section, []).extend(
+                Picture(picture.svg, picture.alt, picture.caption + machine) for picture in run_pictures
+            )
     return by_section
 
 
 def _pictures(run: Run) -> dict[str, list[Picture]]:
-    """Return the pictures of a run by section name."""
+    """Return the pictures of one run by section name."""
     rows = [row for row in run.rows if row.status == "timed"]
     eager = [row for row in rows if is_eager(row.provider)]
     by_section = {
-        "alone": [*copies(eager), *peaks(eager), *(p for mode in BOTH for p in growth(eager, mode, run.ceilings))],
-        "forms": [p for test in FORMS.values() for p in copies([row for row in rows if test(row.provider)])],
+        "alone": [
+            *copies(eager),
+            *peaks(eager),
+            *(picture for mode in BOTH for picture in growth(eager, mode, run.ceilings)),
+        ],
+        "forms": [
+            picture for test in FORMS.values() for picture in copies([row for row in rows if test(row.provider)])
+        ],
         **{network: throughput(rows, network) for network in NETWORKS},
     }
     return {section: section_pictures for section, section_pictures in by_section.items() if section_pictures}
 
 
 def copies(rows: Sequence[Row]) -> list[Picture]:
-    """Return a bar chart of each block's time at its base case, in copies of x; empty without rows."""
+    """Return a list with a bar chart of each block's time at its base case, in copies of x; empty without rows."""
     panels = {mode: bars for mode in BOTH if (bars := _copies_bars(rows, mode))}
     if not panels:
         return []
@@ -79,7 +87,7 @@ def _copies_bars(rows: Sequence[Row], mode: str) -> dict[tuple[str, str], Bar]:
 
 
 def peaks(rows: Sequence[Row]) -> list[Picture]:
-    """Return a bar chart of the memory of a training step, in multiples of x; empty without rows."""
+    """Return a list with a bar chart of the memory of a training step, in multiples of x; empty without rows."""
     bars = {
         (block, str(row.provider)): Bar(
             row.peak / x, color(row.provider), mark=None if row.kept is None else row.kept / x
@@ -98,7 +106,7 @@ def peaks(rows: Sequence[Row]) -> list[Picture]:
 
 
 def throughput(rows: Sequence[Row], network: str) -> list[Picture]:
-    """Return a bar chart of a network's throughput with each block, relative to no block; empty without rows."""
+    """Return a list with a chart of a network's throughput with each block, relative to none; empty without rows."""
     panels = {mode: bars for mode in BOTH if (bars := _throughput_bars(rows, network, mode))}
     if not panels:
         return []
@@ -124,7 +132,7 @@ def _throughput_bars(rows: Sequence[Row], network: str, mode: str) -> dict[tuple
 
 
 def _published_bars(mode: str, measured: Iterable[str]) -> dict[tuple[str, str], Bar]:
-    """Return the bars of the published relative throughput of the measured blocks."""
+    """Return bars of the published throughput of these blocks, relative to no block, in a mode."""
     plain_throughput = PUBLISHED["none"][mode]
     fractions = {block: PUBLISHED[block][mode] / plain_throughput for block in measured if block in PUBLISHED}
     return {(block, "published, RTX 2080 Ti"): Bar(fraction, PALE, percent) for block, fraction in fractions.items()}
@@ -196,6 +204,6 @@ def _series(rows: Sequence[Row], block: str, mode: str) -> list[Row]:
 
 
 def _all_but_size(row: Row) -> tuple[object, ...]:
-    """Return dtype, layout, clock, rank, and for each input whether its spatial size equals that of x."""
+    """Return what rows of one line have in common: dtype, layout, clock, rank, and which inputs have x's size."""
     shapes = row.case.shapes
     return row.case.dtype, row.case.layout, row.clock, len(shapes[0]), *(shape[2:] == shapes[0][2:] for shape in shapes)

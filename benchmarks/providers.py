@@ -56,11 +56,11 @@ class TorchCandidate:
 
     @property
     def family(self) -> str:
-        """Return "torch": all torch providers share one reference."""
+        """Return "torch", because all providers in torch share one reference."""
         return "torch"
 
     def twin(self) -> TorchCandidate:
-        """Return a copy with another module, for the control."""
+        """Return a copy with another module, by which the provider is also timed against itself."""
         return replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
 
     @cached_property
@@ -71,11 +71,11 @@ class TorchCandidate:
         return module if self.options is None else torch.compile(module, dynamic=False, options=self.options)
 
     def inputs(self, number: int) -> list[Tensor]:
-        """Return a set of inputs in this provider's layout."""
+        """Return set `number` of the subject's inputs in this provider's layout."""
         return [to_layout(x, self.layout or self.subject.case.layout) for x in self.subject.sets[number]]
 
     def cotangent(self, number: int) -> Tensor | None:
-        """Return the output's gradient for a set of inputs; None for a network."""
+        """Return the output's gradient for set `number` of the inputs; None for a network."""
         cotangents = self.subject.cotangents
         return to_layout(cotangents[number], self.layout or self.subject.case.layout) if cotangents else None
 
@@ -113,7 +113,7 @@ class TorchCandidate:
         return ("calls",) if self.subject.case.network else ("graph", "calls")
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Return a turn on one of the clocks."""
+        """Return a turn that makes the calls and measures their time by one of the clocks of `clocks`."""
         return clocked_by(clock, self.calls(), cpu)
 
     def memory(self) -> tuple[int | None, int | None]:
@@ -124,14 +124,14 @@ class TorchCandidate:
 
 
 def clocked_by(clock: str, calls: Sequence[Call], cpu: Cpu) -> Turn:
-    """Return a turn of calls, which rotate over the sets of inputs, on this clock."""
+    """Return a turn that makes the calls in rotation, one for each set of inputs, timed by a clock."""
     if clock == "cpu":
         return cpu.turn(calls[0])
     return cuda.replay_turn(calls) if clock == "graph" else cuda.call_turn(calls)
 
 
 class Backward:
-    """Backward passes through one forward pass. The first call runs the forward pass, on the same stream."""
+    """A call that runs the backward pass of a module. The first call runs the forward pass too, on the same stream."""
 
     def __init__(self, module: nn.Module, inputs: list[Tensor], cotangent: Tensor | None) -> None:
         self.module, self.cotangent = module, cotangent
@@ -146,7 +146,7 @@ class Backward:
 
 
 class Step:
-    """A training step of a network, with learning rate 0 so that the weights stay the same."""
+    """A call that runs a training step of a network, with learning rate 0 so that the weights stay the same."""
 
     def __init__(self, module: nn.Module, inputs: list[Tensor]) -> None:
         self.module, self.inputs = module, inputs
@@ -193,7 +193,7 @@ def has_kernels(subject: Subject) -> bool:
 
 
 def of_blocks(subject: Subject) -> Iterator[TorchCandidate]:
-    """Yield the peers of a block, then attzoo and the first peer compiled if the case asks for them."""
+    """Yield the candidates of a block besides attzoo's eager one: peers, and compiled forms if the case has them."""
     builds: dict[str, Callable[[], nn.Module]] = {
         library: partial(build_peer, source, subject.ours.spec, subject.arrays)
         for library, source in peers(subject).items()
@@ -212,7 +212,11 @@ def of_blocks(subject: Subject) -> Iterator[TorchCandidate]:
 
 
 def of_networks(subject: Subject) -> Iterator[TorchCandidate]:
-    """Yield ResNet-50 with the peers' blocks; for the U-Net, plain torch and, in inference, folded norms."""
+    """Yield the candidates of a network besides attzoo's eager one.
+
+    For ResNet-50 they have the peers' blocks. For the U-Net they are the network in plain torch and, in inference,
+    attzoo's with folded norms.
+    """
     if subject.case.network == "unet" and subject.case.block == unet_gate():
         yield TorchCandidate(Provider("plain"), subject, lambda: plain_unet(subject.ours, subject.case.shapes[0][1]))
         if subject.case.mode == "inference":
@@ -225,14 +229,17 @@ def of_networks(subject: Subject) -> Iterator[TorchCandidate]:
 
 
 def peers(subject: Subject) -> dict[str, Source]:
-    """Return, by library, the sources that compute the subject's variant for inputs of that rank."""
+    """Return the blocks of other libraries that compute the subject's variant for inputs of its rank, by library."""
     case, rank = subject.case, len(subject.case.shapes[0]) - 2
     known = sources(case.block).values() if case.block != "none" else ()
     return {source.library: source for source in known if source.variant == case.variant and rank in source.ranks}
 
 
 def with_peer(ours: nn.Module, source: Source) -> nn.Module:
-    """Return a copy of ResNet-50 with a peer's blocks instead of attzoo's, with the same weights."""
+    """Return a copy of `ours`, a ResNet-50, with a peer's blocks instead of attzoo's, with the same weights.
+
+    source: the description of the peer's block.
+    """
     net = deepcopy(ours)
     for part in net.modules():
         if isinstance(part, Bottleneck):

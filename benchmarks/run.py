@@ -73,12 +73,12 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     path = out or RESULTS / f"{result.date[:10]}_{device}_{name}_{(result.commit or 'unknown')[:7]}.json"
     runs.check_new(path)
     with open_keras_candidates(device, bench.absent) as keras_candidates:
-        rows, left = measure_cases(chosen, bench, keras_candidates)
+        rows, remaining = measure_cases(chosen, bench, keras_candidates)
     conditions_after = {"load after": facts.load()} | state(device, "after")
     result = replace(
         result,
         rows=rows,
-        left=[str(case) for case in left],
+        left=[str(case) for case in remaining],
         absent={package: install(package) for package in sorted(bench.absent)},
         machine={**result.machine, **conditions_after},
     )
@@ -141,17 +141,23 @@ def select(name: str, device: str, blocks: Sequence[str]) -> Suite:
 
 
 def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates) -> tuple[list[Row], Sequence[Case]]:
-    """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases."""
+    """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases.
+
+    Args:
+        chosen: the suite.
+        bench: the settings of the run.
+        keras_candidates: returns the Keras candidates of a subject.
+    """
     rows: list[Row] = []
-    start = monotonic()
+    start_time = monotonic()
     with progress() as display:
         task = display.add_task("", total=len(chosen.cases), left="")
         for number, case in enumerate(chosen.cases):
-            elapsed = monotonic() - start
+            elapsed = monotonic() - start_time
             if elapsed > 60 * chosen.minutes:
                 return rows, chosen.cases[number:]
-            left = f"about {minutes_left(chosen, number, elapsed):.0f} min left"
-            display.update(task, completed=number, description=str(case), left=left)
+            time_left = f"about {minutes_left(chosen, number, elapsed):.0f} min left"
+            display.update(task, completed=number, description=str(case), left=time_left)
             try:
                 rows += measure(case, bench, keras_candidates)
             except KeyboardInterrupt:
@@ -163,7 +169,10 @@ def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates
 
 
 def minutes_left(chosen: Suite, number: int, elapsed: float) -> float:
-    """Estimate the minutes for the cases from `number` on, by WEIGHT, after `elapsed` seconds; at most what is left."""
+    """Estimate the minutes for the cases from index `number` on; at most what is left of the suite's time.
+
+    elapsed: seconds since the start. The estimate uses the relative times of forms in WEIGHT.
+    """
     weights = [sum(WEIGHT[form] for form in case.forms) for case in chosen.cases]
     done_weight, remaining_weight = sum(weights[:number]), sum(weights[number:])
     estimate = elapsed / done_weight * remaining_weight / 60 if done_weight else chosen.minutes
@@ -178,7 +187,7 @@ def progress() -> Progress:
 
 
 def summary(result: Run) -> str:
-    """Return the counts of rows and verdicts, the number of omitted cases, and the packages that are not installed."""
+    """Return a text with counts of rows and verdicts, the number of omitted cases, and missing packages."""
     counts = Counter(row.verdict for row in result.rows if row.provider.library == "attzoo")
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     lines = [f"{len(result.rows)} rows; of attzoo's, {verdicts or 'none'}"]

@@ -113,14 +113,13 @@ class Run:
         command: the command line.
         date: start of the run, ISO 8601.
         commit: the measured commit; None if unknown.
-        machine: printable facts by name.
+        machine: properties of the machine, such as its processor, by name.
         versions: versions of packages by name; None if not installed.
         flags: settings that affect speed, by name.
         ceilings: limits of the machine by name, such as "copy GB/s".
         absent: install command by package that is not installed.
         rows: the results.
         left: cases for which there was no time, as str(Case).
-
     """
 
     suite: str
@@ -177,7 +176,11 @@ def _to_json(row: Row) -> dict[str, Any]:
 def _from_json(values: dict[str, Any]) -> Row:
     """Return the row of a dict from JSON. Raises KeyError or TypeError if fields are missing or invalid."""
     case = Case(**values["case"] | {"shapes": tuple(map(tuple, values["case"]["shapes"]))})
-    spreads = {f.name: Spread(**values[f.name]) for f in fields(Row) if "Spread" in str(f.type) and f.name in values}
+    spreads = {
+        field.name: Spread(**values[field.name])
+        for field in fields(Row)
+        if "Spread" in str(field.type) and field.name in values
+    }
     row = Row(**values | {"case": case, "provider": Provider(**values["provider"])} | spreads)
     if row.status not in STATUS:
         raise TypeError(f"status must be one of {', '.join(STATUS)}, got {row.status!r}")

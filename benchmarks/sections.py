@@ -9,7 +9,7 @@ from typing import Final
 
 from .comparisons import comparison, verdict_counts
 from .costs import costs, forms
-from .details import absent, all_rows, conditions, left_out, problems
+from .details import absent_packages, all_rows, conditions, left_out, problems
 from .figures import count
 from .fused import kernels
 from .runs import Row, Run
@@ -32,7 +32,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         *(all_rows(rows, block) for block in blocks(entry.row for entry in rows)),
         problems(rows),
         left_out(runs),
-        absent(runs),
+        absent_packages(runs),
         conditions(runs),
     ]
     nonempty = [section for section in candidates if section.parts]

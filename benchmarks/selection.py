@@ -22,7 +22,14 @@ CHANGING: Final = (" before", " after")   # endings of facts that change during 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row with its run and the run's label in the report."""
+    """A row of a report.
+
+    Attributes:
+        label: the name of its run in the report.
+        run: its run.
+        row: the row.
+
+    """
 
     label: str
     run: Run
@@ -31,7 +38,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pair:
-    """attzoo's block and a peer's in one case; `ratio` is attzoo's time / the peer's."""
+    """A comparison of attzoo's block and a peer's in one case.
+
+    Attributes:
+        case: the case.
+        clock: the clock of both times.
+        ours: attzoo's provider.
+        peer: the peer's provider, as text.
+        ratio: attzoo's time / the peer's.
+        verdict: "faster", "slower", "same" or the status of the row, for attzoo.
+
+    """
 
     case: Case
     clock: str
@@ -69,19 +86,19 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 
 
 def _set_clocks(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, those without times with the clock of the timed rows of their case."""
+    """Return the rows. A row without times gets the clock of the timed rows of its case."""
     clocks = {row.case: row.clock for row in reversed(rows) if row.seconds}
     return [row if row.seconds else replace(row, clock=clocks.get(row.case, UNTIMED)) for row in rows]
 
 
 def blocks(rows: Iterable[Row]) -> list[str]:
-    """Return the blocks of the rows in order of their first row alone, then those that occur only in networks."""
+    """Return the names of the blocks of the rows, without repetition; blocks timed only in networks come last."""
     sorted_rows = sorted(rows, key=lambda row: row.case.network is not None)
     return list(dict.fromkeys(row.case.block for row in sorted_rows))
 
 
 def base_rows(rows: Iterable[Row], block: str) -> list[Row]:
-    """Return the timed rows of a block alone with the setting of the first, which is the block's base case."""
+    """Return the timed rows of a block alone that have the setting of its first row, the block's base case."""
     block_rows = [row for row in rows if row.case.block == block and row.case.network is None and row.seconds]
     return [row for row in block_rows if setting(row) == setting(block_rows[0])]
 
@@ -99,7 +116,7 @@ def is_eager(provider: Provider) -> bool:
 
 
 def pairs(rows: Iterable[Row]) -> list[Pair]:
-    """Return the pairs of attzoo and a peer, whichever of the two is the reference."""
+    """Return the comparisons of attzoo with a peer in the rows, whichever of the two is the reference."""
     selected = []
     for row in rows:
         is_ours, reference = row.provider.library == "attzoo", row.reference or ""
@@ -114,7 +131,7 @@ def pairs(rows: Iterable[Row]) -> list[Pair]:
 
 
 def _inverted(row: Row, ratio: Spread, reference: str) -> Pair:
-    """Return the pair of a peer's row whose reference is attzoo."""
+    """Return the comparison for the row of a peer whose reference is attzoo. ratio: the peer's time / attzoo's."""
     form = reference.partition("(")[2].rstrip(")") or "eager"
     verdict = {"faster": "slower", "slower": "faster"}.get(row.verdict, row.verdict)
     inverse = Spread(1 / ratio.high, 1 / ratio.median, 1 / ratio.low)
@@ -122,20 +139,22 @@ def _inverted(row: Row, ratio: Spread, reference: str) -> Pair:
     return Pair(row.case, row.clock, ours, str(row.provider), inverse, verdict)
 
 
-def time_ratio(row: Row, base: Row) -> Spread | None:
+def time_ratio(row: Row, reference: Row) -> Spread | None:
     """Return the time of a row / the time of another row of the same case and clock; None without a common reference.
 
     Both times are known as ratios to the reference. The quartiles are the widest that the quartiles of the two ratios
     allow, because the rounds of the two rows are not paired.
     """
-    if row.ratio is None or row.reference != base.reference:
+    if row.ratio is None or row.reference != reference.reference:
         return None
-    if str(base.provider) == row.reference:
+    if str(reference.provider) == row.reference:
         return row.ratio
-    if base.ratio is None:
+    if reference.ratio is None:
         return None
-    a, b = row.ratio, base.ratio
-    return Spread(a.low / b.high, a.median / b.median, a.high / b.low)
+    row_ratio, base_ratio = row.ratio, reference.ratio
+    return Spread(
+        row_ratio.low / base_ratio.high, row_ratio.median / base_ratio.median, row_ratio.high / base_ratio.low
+    )
 
 
 def plain_network(row: Row, rows: Iterable[Row]) -> Row | None:
@@ -167,5 +186,5 @@ def shapes_text(case: Case) -> str:
 
 
 def clock_name(clock: str) -> str:
-    """Return a short name of a clock."""
+    """Return a short name of a clock for a report, the beginning of its description in CLOCKS."""
     return CLOCKS.get(clock, clock).partition(":")[0]

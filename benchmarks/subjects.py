@@ -75,7 +75,10 @@ class Subject:
 
 
 def create_subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:
-    """Create the subject of a case on this device, with `count(bytes of a set)` sets of inputs."""
+    """Create the subject of a case on a device: module, inputs and gradients of the outputs.
+
+    count: function from the bytes of a set of inputs to the number of sets.
+    """
     torch.manual_seed(SEED)
     ours = network(case) if case.network else create(case, "torch")
     if not case.network:
@@ -84,6 +87,7 @@ def create_subject(case: Case, device: str, count: Callable[[int], int] = lambda
     size = case.width * sum(map(prod, case.shapes))
 
     def tensor(shape: Sequence[int]) -> Tensor:
+        """Return a random tensor of this shape in the case's dtype and layout, on the device."""
         return to_layout(torch.randn(shape, device=device, dtype=dtype), case.layout)
 
     sets = [[tensor(shape) for shape in case.shapes] for _ in range(count(size))]
@@ -163,7 +167,7 @@ def expected_results(subject: Subject) -> list[Tensor]:
 def slack(subject: Subject, expected: Sequence[Tensor]) -> float:
     """Return how much the expected results change if the inputs change by a rounding error, at most MAX_SLACK.
 
-    A relu input can be so close to 0 that rounding changes its sign.
+    The change is relative. It can be large, because a relu's input can be so close to 0 that rounding changes its sign.
     """
     module64, changes = _float64_module(subject), []
     for _ in range(DRAWS):
@@ -180,7 +184,7 @@ def _float64_module(subject: Subject) -> nn.Module:
 
 
 def _run(subject: Subject, module64: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run the float64 module; return the output and, unless in inference, the gradients of the inputs."""
+    """Return the output of the subject's float64 module and, unless in inference, the gradients of the inputs."""
     mode = "inference" if subject.case.mode == "inference" else "training"
     cotangent = subject.cotangents[0].double() if subject.cotangents else None
     return run(module64, mode, inputs, cotangent)[: 1 + len(inputs)]
@@ -205,7 +209,10 @@ def _check_against_numpy(module64: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest |got - expected| / |expected| over the tensors, with L2 norms; NaN if any is NaN."""
-    errors = [float((g.double() - m).norm() / m.norm()) for g, m in zip(got, expected, strict=False)]
+    errors = [
+        float((gradient.double() - expected_gradient).norm() / expected_gradient.norm())
+        for gradient, expected_gradient in zip(got, expected, strict=False)
+    ]
     return max(errors, key=lambda error: (error != error, error))
 
 

@@ -65,19 +65,19 @@ def suite(name: str, device: str, blocks: Sequence[str] = ()) -> Suite:
 
 
 def quick(device: str) -> Iterator[Case]:
-    """Yield one shape of every block, and the networks."""
+    """Yield the cases of every block at its second shape in `sizes`, and of the networks."""
     yield from (case for mode in BOTH for case in of_blocks(device, 1, mode))
     yield from networks(QUICK_IMAGES[device], QUICK_IMAGES[device])
 
 
 def full(device: str) -> Iterator[Case]:
-    """Yield variations of every property of the base case, and the networks."""
-    base = [case for mode in BOTH for case in of_blocks(device, 0, mode)]
-    yield from every_form(base) if device == "cuda" else base
+    """Yield the base case of every block, its variations in one property, and the networks."""
+    smaller_cases = [case for mode in BOTH for case in of_blocks(device, 0, mode)]
+    yield from every_form(smaller_cases) if device == "cuda" else smaller_cases
     yield from networks(IMAGES[device], SCANS[device])
     for dtype in DTYPES[1:]:
-        yield from (replace(case, dtype=dtype) for case in base)
-    yield from (replace(case, layout="channels last") for case in base)
+        yield from (replace(case, dtype=dtype) for case in smaller_cases)
+    yield from (replace(case, layout="channels last") for case in smaller_cases)
     for case in of_blocks(device, 0, "inference"):   # one sample, for the latency
         yield replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes))
     yield from (case for mode in ("forward", "backward") for case in of_blocks(device, 0, mode))
@@ -94,7 +94,7 @@ def full(device: str) -> Iterator[Case]:
 
 
 def kernels(device: str) -> Iterator[Case]:
-    """Yield the cases for which the fused kernels have goals, with the peers also compiled."""
+    """Yield the cases for which the fused kernels have goals, with peers eager and compiled, and the networks."""
     yield from peer_compiled(case for mode in ("inference", "backward") for case in of_blocks(device, 0, mode))
     yield from networks(IMAGES[device], SCANS[device])
     gates = [of_block(block, SKIPS[device][0], "forward") for block in attzoo.names() if is_gate(block)]
@@ -126,7 +126,7 @@ def networks_on_gpu(device: str) -> Iterator[Case]:
 
 
 def peer_compiled(cases: Iterable[Case]) -> Iterator[Case]:
-    """Yield the cases with the peer also compiled."""
+    """Yield the cases with the form "peer compiled" added: peers are timed under torch.compile too."""
     yield from (replace(case, forms=EAGER | {"peer compiled"}) for case in cases)
 
 
@@ -136,7 +136,7 @@ def every_form(cases: Iterable[Case]) -> Iterator[Case]:
 
 
 def of_blocks(device: str, number: int, mode: str) -> Iterator[Case]:
-    """Yield every block at the shape of this number in `sizes`, unless it has fewer shapes."""
+    """Yield a case of every block in `mode`, at the shape with index `number` in `sizes`, if there is one."""
     for block in attzoo.names():
         shapes = sizes(block, device)
         if number < len(shapes):
@@ -144,7 +144,7 @@ def of_blocks(device: str, number: int, mode: str) -> Iterator[Case]:
 
 
 def of_block(block: str, shape: tuple[int, ...], mode: str) -> Case:
-    """Return the case of a block at a shape, in the variant that the reference computes."""
+    """Return the case of a block at the shape of x, in the variant that the reference computes."""
     return Case(block, inputs(block, shape), mode, variant=reference_variant(block))
 
 
@@ -154,7 +154,7 @@ def is_gate(block: str) -> bool:
 
 
 def sizes(block: str, device: str) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of x to time a block at: SKIPS for gates, MAPS for other blocks."""
+    """Return the shapes of x at which a block is timed on a device: SKIPS for gates, MAPS for other blocks."""
     return (SKIPS if is_gate(block) else MAPS)[device]
 
 
@@ -170,7 +170,7 @@ def reference_variant(block: str) -> str | None:
 
 
 def of_further_sources(device: str) -> Iterator[Case]:
-    """Yield the blocks in the variants of their sources after the first."""
+    """Yield cases of the blocks in the variants that peers after the first compute."""
     for block in attzoo.names():
         for source in [*sources(block).values()][1:]:
             for mode in BOTH:
@@ -194,14 +194,19 @@ def variant_for(block: str, goal: Goal) -> str:
     variants = attzoo.info(block).variants
     base_variant = variants[reference_variant(block) or ""]
     arguments = {**base_variant.arguments, **goal.arguments}
-    matching_names = [name for name, v in variants.items() if (v.arguments, v.rules) == (arguments, base_variant.rules)]
+    matching_names = [
+        name for name, value in variants.items() if (value.arguments, value.rules) == (arguments, base_variant.rules)
+    ]
     if not matching_names:
         raise ValueError(f"expected a variant of {block} with {arguments} for a goal in its goals.py, got none")
     return matching_names[0]
 
 
 def coarse(device: str) -> Iterator[Case]:
-    """Yield gates whose signal has half the size, in inference, where peers that resize it first compute the same."""
+    """Yield cases of gates whose signal has half the size of x, in inference.
+
+    In inference, peers that resize the signal first compute the same.
+    """
     for block in filter(is_gate, attzoo.names()):
         cases = [Case(block, inputs(block, x, coarse=True), variant=reference_variant(block)) for x in SKIPS[device]]
         yield from filter(takes, cases)
@@ -214,7 +219,7 @@ def in_resnet50() -> list[str]:
 
 
 def networks(images: tuple[int, ...], scans: tuple[int, ...]) -> Iterator[Case]:
-    """Yield ResNet-50 and the U-Net with inputs of these shapes, without and with blocks."""
+    """Yield ResNet-50 with inputs of shape `images` and the U-Net with shape `scans`, without and with blocks."""
     for mode in BOTH:
         for block in in_resnet50():
             yield Case(block, (images,), mode, network="resnet50", variant=reference_variant(block))

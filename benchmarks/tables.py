@@ -14,7 +14,13 @@ NUMBERS: Final = frozenset(   # heads of columns of numbers
 
 @dataclass(frozen=True)
 class Table:
-    """A table: column heads, and groups of rows of cells, each with a title or None."""
+    """A table of a report.
+
+    Attributes:
+        head: titles of the columns.
+        groups: groups of lines, each with a title or None, and with the cells of each line.
+
+    """
 
     head: Sequence[str]
     groups: Sequence[tuple[str | None, Sequence[Sequence[str]]]]
@@ -27,7 +33,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with text and tables. `name` is the key of its pictures in `plots.pictures`."""
+    """A section of a report.
+
+    Attributes:
+        title: its heading.
+        parts: texts and tables, in order.
+        name: key of its pictures in `plots.pictures`.
+
+    """
 
     title: str
     parts: Sequence[str | Table]

@@ -22,12 +22,12 @@ PUBLISHED: Final = {   # images per second of ResNet-50 in that table, on an RTX
 
 
 def network(entries: Sequence[Entry], name: str) -> Section:
-    """Return the section on a network of NETWORKS: images per second with each block, and relative to no block."""
+    """Return the section on network `name` of NETWORKS: images per second with each block, and relative to no block."""
     network_entries = [entry for entry in entries if entry.row.case.network == name and entry.row.case.mode in BOTH]
-    head = ["run", "block", "provider"]
-    head += [f"{mode}: {column}" for mode in BOTH for column in ("images/s", "of plain")]
+    headings = ["run", "block", "provider"]
+    headings += [f"{mode}: {column}" for mode in BOTH for column in ("images/s", "of plain")]
     published = PUBLISHED if name == "resnet50" else {}
-    head += [f"published {mode}: {column}" for mode in BOTH for column in ("images/s", "of plain") if published]
+    headings += [f"published {mode}: {column}" for mode in BOTH for column in ("images/s", "of plain") if published]
     groups = [
         (_title(network_entries, chosen), _lines(network_entries, chosen, published))
         for chosen in dict.fromkeys(setting(entry.row) for entry in network_entries)
@@ -37,12 +37,12 @@ def network(entries: Sequence[Entry], name: str) -> Section:
     if published:
         text.append(f"Published: {ECA_PAPER}, on an RTX 2080 Ti. Machine, software and batch size differ there: "
                     "compare the percentages of the plain network, with care, and not the images per second.")
-    parts: list[str | Table] = [*text, Table(head, groups)] if network_entries else []
+    parts: list[str | Table] = [*text, Table(headings, groups)] if network_entries else []
     return Section(f"What a block costs a {NETWORKS[name]}", parts, name)
 
 
 def _title(entries: Sequence[Entry], chosen_setting: tuple[object, ...]) -> str:
-    """Return the title of the group of a setting."""
+    """Return the title of the lines of a setting, from its first row: shapes, dtype, layout and clock."""
     row = next(entry.row for entry in entries if setting(entry.row) == chosen_setting)
     return f"{shapes_text(row.case)}, {row.case.dtype}, {row.case.layout}, {clock_name(row.clock)}"
 
@@ -56,6 +56,7 @@ def _lines(
         entries: the rows of all settings.
         chosen_setting: the setting of the lines.
         published: published images per second by block, "none" for no block, and by mode; empty without such columns.
+
     """
     lines = []
     group = [entry for entry in entries if setting(entry.row) == chosen_setting]
@@ -72,7 +73,7 @@ def _lines(
 
 
 def _cells(row: Row | None, rows: Sequence[Row]) -> tuple[str, str]:
-    """Return a row's images per second, and relative to the network without a block among the rows."""
+    """Return a row's images per second, and these relative to the network without a block among `rows`, as text."""
     if row is None:
         return "", ""
     if row.seconds is None:
@@ -83,5 +84,5 @@ def _cells(row: Row | None, rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def _published_cells(number: int | None, plain: int) -> tuple[str, str]:
-    """Return the published images per second, and relative to the plain network's."""
+    """Return the published images per second, and these relative to `plain`, those without a block, as text."""
     return (str(number), percent(number / plain)) if number else ("", "")

@@ -23,7 +23,14 @@ Turn = Callable[[int], float]   # number of calls -> seconds per call
 
 @dataclass(frozen=True)
 class Pace:
-    """The number of rounds, the seconds that a turn fills with calls, and the limit in seconds for all rounds."""
+    """How often and how long providers are timed.
+
+    Attributes:
+        rounds: the number of rounds.
+        turn: the seconds that a turn fills with calls.
+        limit: the limit in seconds for all rounds.
+
+    """
 
     rounds: int
     turn: float
@@ -46,7 +53,9 @@ def spread(values: Sequence[float]) -> Spread:
 
 def paired(times: Mapping[str, Sequence[float]], name: str, reference: str) -> Spread:
     """Return the quartiles over rounds of a provider's time / the reference's time in the same round."""
-    return spread([a / b for a, b in zip(times[name], times[reference], strict=True)])
+    return spread(
+        [seconds / reference_seconds for seconds, reference_seconds in zip(times[name], times[reference], strict=True)]
+    )
 
 
 def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:
@@ -89,12 +98,13 @@ class Cpu:
         self.results: deque[object] = deque(maxlen=KEPT_RESULTS)
 
     def turn(self, call: Call) -> Turn:
-        """Return a turn that makes this call."""
+        """Return a turn: a function that makes a call repeatedly and returns the mean seconds of CPU time per call."""
 
         def take(repeats: int) -> float:
-            start = self.clock()
+            """Return the mean seconds of CPU time per call over `repeats` calls."""
+            start_time = self.clock()
             for _ in range(repeats):
                 self.results.append(call())
-            return (self.clock() - start) / repeats
+            return (self.clock() - start_time) / repeats
 
         return take

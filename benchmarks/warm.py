@@ -28,7 +28,7 @@ def compile_ahead(cases: Sequence[Case]) -> None:
 
 
 def _call(case: Case) -> None:
-    """Call the fused form of a case once."""
+    """Call the fused form of a case once, which compiles its kernels."""
     import torch
 
     from .providers import torch_candidates

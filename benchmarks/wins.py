@@ -38,13 +38,16 @@ def table(files: Sequence[Path]) -> str:
 
 
 def _line(win: Win) -> str:
-    """Return the source of a row of the table."""
+    """Return the Python source of an entry of the table."""
     key = f'"{win.block}", {win.capability}, "{win.dtype}", channels_last={win.channels_last}, training={win.training}'
     return f'    Win({key}, min_elements={win.min_elements},\n        source="{win.source}"),'
 
 
 def wins(runs: Mapping[str, Run]) -> list[Win]:
-    """Return the wins in runs, given by file name. Raises ValueError if a run was not on CUDA."""
+    """Return the cases in which fused kernels win, from runs by the name of their file.
+
+    Raises ValueError if a run was not on CUDA.
+    """
     sizes: dict[Key, dict[int, bool]] = {}   # size of x -> whether the fused form wins
     sources: dict[Key, list[str]] = {}
     for name, run in runs.items():
@@ -68,22 +71,32 @@ def _capability(name: str, run: Run) -> tuple[int, int]:
 
 
 def _key(row: Row, capability: tuple[int, int]) -> Key:
-    """Return the fields of a Win that a row belongs to."""
+    """Return the fields of `Win` that identify the case of a row: block, capability, dtype, layout, and training."""
     case = row.case
     class_name = locate(case.block).partition(":")[2]
     return class_name, capability, case.dtype, case.layout == "channels last", case.mode == "training"
 
 
 def won(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a row of the fused form is faster than the eager row of the same case and clock."""
-    eager_rows = [r for r in rows if (r.provider, r.case, r.clock) == (EAGER, row.case, row.clock)]
+    """Whether a row of the fused form is faster, beyond the noise, than the eager row of the same case and clock.
+
+    rows: the rows of the run.
+    """
+    eager_rows = [
+        other_row
+        for other_row in rows
+        if (other_row.provider, other_row.case, other_row.clock) == (EAGER, row.case, row.clock)
+    ]
     if not eager_rows or eager_rows[0].status != "timed":
         return False
     return replace(row, ratio=time_ratio(row, eager_rows[0])).verdict == "faster"
 
 
 def least(wins_by_size: Mapping[int, bool]) -> int | None:
-    """Return the smallest size from which on all sizes are won; None if the largest is not."""
+    """Return the smallest size from which on the kernels win at all sizes; None if they do not win at the largest.
+
+    wins_by_size: whether the kernels win at each timed size.
+    """
     smallest = None
     for size in sorted(wins_by_size, reverse=True):
         if not wins_by_size[size]:

@@ -54,7 +54,7 @@ class Bench:
         triton_first()
         self.backend: Backend = CREATE[backend](device)
         self.forms = FORMS[backend]
-        # CPU time of the process, not of this thread: TensorFlow runs a traced function in a pool's thread, and JAX
+        # CPU time of the process, not of this thread: in other threads, TensorFlow runs traced functions, and JAX
         # everything, while this thread waits. With one thread per pool, CPU time never exceeded wall time. An idle
         # process takes 0.1 ms of CPU time per second, which is not subtracted.
         self.clock = process_time if device == "cpu" else perf_counter
@@ -111,11 +111,11 @@ def seconds(call: Call, repeats: int, clock: Callable[[], float], wait: Callable
     results: deque[Any] = deque(maxlen=KEPT_RESULTS)
     gc.disable()
     try:
-        start = clock()
+        start_time = clock()
         for _ in range(repeats):
             results.append(call())
         wait(results)
-        return (clock() - start) / repeats
+        return (clock() - start_time) / repeats
     finally:
         gc.enable()
 

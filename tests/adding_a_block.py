@@ -80,10 +80,10 @@ def add(root):
                 (root / file).write_text(text)
     (root / BLOCK / "sources.py").write_text(SOURCES)
     (root / "acme_layers.py").write_text(PEER)
-    for file, (before, line) in LINES.items():
+    for file, (next_line, line) in LINES.items():
         text = (root / file).read_text()
-        assert text.count(before) == 1, f"expected one {before!r} in {file}"
-        (root / file).write_text(text.replace(before, line + before))
+        assert text.count(next_line) == 1, f"expected one {next_line!r} in {file}"
+        (root / file).write_text(text.replace(next_line, line + next_line))
     run(root, "docs/generate.py")
 
 
@@ -116,8 +116,8 @@ def test_tests_parametrized_by_all_blocks_include_the_new_one(copy):
     for test in ids:
         function, _, parameters = test.partition("[")
         words[function].update(re.findall(r"[a-z_]+", parameters))
-    known = set(registry.BLOCKS)
-    parametrized = {function for function, names in words.items() if len(known & names) >= len(known) - 1}
+    known_blocks = set(registry.BLOCKS)
+    parametrized = {function for function, names in words.items() if len(known_blocks & names) >= len(known_blocks) - 1}
     assert len({function.partition("::")[0] for function in parametrized}) > 15
     missing = [name for name in sorted(parametrized) if "diagonal" not in words[name] and name not in SINGLE]
     assert not missing, "\n".join(missing)

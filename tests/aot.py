@@ -100,10 +100,10 @@ def launches(
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         recorded.append(launch(self, args, kwargs))
 
-    space = {1: (prod(shape[2:]),), 2: shape[2:], 3: (4, *shape[2:])}[case.arguments.get("spatial_dims", 2)]
-    shape = (*shape[:2], *space)
+    sizes = {1: (prod(shape[2:]),), 2: shape[2:], 3: (4, *shape[2:])}[case.arguments.get("spatial_dims", 2)]
+    shape = (*shape[:2], *sizes)
     module: Any = attzoo.info(block).create(shape[1], backend="torch", **case.arguments).to(dtype)
-    coarse = (*shape[:2], *(max(1, size // case.coarse) for size in space))
+    coarse = (*shape[:2], *(max(1, size // case.coarse) for size in sizes))
     xs = [torch.ones(shape if i == 0 else coarse, dtype=dtype) for i in range(len(module.spec.inputs))]
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
     residual_arguments = {"shortcut": torch.ones_like(xs[0]), "act": case.act} if case.act else {}

@@ -47,7 +47,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="600 random examples per test instead of 6 fixed ones")
+    parser.addoption("--thorough", action="store_true", help="300 random examples per test, or 7500, instead of 6")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
     parser.addoption("--all", action="store_true", help="all combinations also of tests with the marker one_of_each")
@@ -115,7 +115,7 @@ def pytest_sessionstart(session):
     }
     settings.register_profile("fast", max_examples=6, derandomize=True, database=None, **common)
     settings.register_profile("few", max_examples=2, derandomize=True, database=None, **common)
-    settings.register_profile("thorough", max_examples=600, print_blob=True, **common)
+    settings.register_profile("thorough", max_examples=300, print_blob=True, **common)
     option = session.config.getoption
     settings.load_profile("thorough" if option("--thorough") else "few" if option("--few") else "fast")
 

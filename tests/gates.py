@@ -65,7 +65,7 @@ def plain_output(block, *xs):
         return block(*xs)
 
 
-def assert_same(got, expected, tolerance=1e-12):
+def assert_same(actual, expected, tolerance=1e-12):
     """Assert that tensors differ by at most `tolerance` times the largest expected value, or 1."""
     scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
-    assert_close(got, expected, rtol=0, atol=tolerance * scale)
+    assert_close(actual, expected, rtol=0, atol=tolerance * scale)

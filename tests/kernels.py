@@ -102,7 +102,9 @@ def step(block, *inputs_and_dy, mode="triton"):
     block, xs = copy.deepcopy(block), [x.detach().requires_grad_() for x in xs]
     with attzoo.kernels(mode):
         y = block(*xs)
-    leaves = dict(zip("xg", xs, strict=False)) | {name: p for name, p in block.named_parameters() if p.requires_grad}
+    leaves = dict(zip("xg", xs, strict=False)) | {
+        name: weight for name, weight in block.named_parameters() if weight.requires_grad
+    }
     gradients = torch.autograd.grad(y, list(leaves.values()), dy)
     named_gradients = dict(zip((f"gradient of {name}" for name in leaves), gradients, strict=True))
     return {"y": y.detach(), **named_gradients, **dict(block.named_buffers())}
@@ -110,7 +112,7 @@ def step(block, *inputs_and_dy, mode="triton"):
 
 def exact(block, *inputs_and_dy):
     """Return the results of a step of the plain form in float64."""
-    return step(copy.deepcopy(block).double(), *(t.double() for t in inputs_and_dy), mode="eager")
+    return step(copy.deepcopy(block).double(), *(tensor.double() for tensor in inputs_and_dy), mode="eager")
 
 
 def condition(block, x, dy, expected):
@@ -120,16 +122,16 @@ def condition(block, x, dy, expected):
     """
     changes = dict.fromkeys(expected, 0.0)
 
-    def perturbed(t, turn):
-        return t.double() * (1 + NUDGE * torch.sin((turn + 1) * 1e5 * t.double()).sign())
+    def perturbed(tensor, seed):
+        return tensor.double() * (1 + NUDGE * torch.sin((seed + 1) * 1e5 * tensor.double()).sign())
 
     for turn in range(3):
-        twin = copy.deepcopy(block).double()
-        for parameter in twin.parameters():
+        block64 = copy.deepcopy(block).double()
+        for parameter in block64.parameters():
             parameter.data = perturbed(parameter.data, turn)
-        for name, t in exact(twin, perturbed(x, turn), perturbed(dy, turn)).items():
-            change = (t - expected[name]).abs().nan_to_num(0, posinf=0)
-            changes[name] = max(changes[name], change.max().item() / NUDGE if change.numel() else 0.0)
+        for name, tensor in exact(block64, perturbed(x, turn), perturbed(dy, turn)).items():
+            difference = (tensor - expected[name]).abs().nan_to_num(0, posinf=0)
+            changes[name] = max(changes[name], difference.max().item() / NUDGE if difference.numel() else 0.0)
     return changes
 
 
@@ -147,11 +149,11 @@ def uses_kernels(block, *xs, mode="triton"):
 # ---- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def near(got, expected, dtype="float32", changes=None, differing_fraction=0.0, eager=None):
+def assert_near(actual, expected, dtype="float32", changes=None, differing_fraction=0.0, eager=None):
     """Assert that results of `step` are accurate to a few units in the last place, with non-finite values as expected.
 
     Args:
-        got: results of `step`.
+        actual: results of `step`.
         expected: results in float64.
         dtype: dtype of the block.
         changes: results of `condition`, by which tolerances grow.
@@ -159,9 +161,9 @@ def near(got, expected, dtype="float32", changes=None, differing_fraction=0.0, e
             rounding.
         eager: results of the plain form in the same dtype; twice their error is allowed too.
     """
-    assert got.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
-        result = got[name].double()
+        result = actual[name].double()
         assert result.shape == reference.shape, name
         finite = reference.isfinite()
         assert torch.equal(
@@ -183,9 +185,14 @@ class StepTolerance:
 
     If the input of a relu is within rounding of zero, rounding may change its sign. The tolerance therefore includes
     `flips`: the difference between a step whose relus pass all such inputs and a step whose relus set them to zero.
+
+    The rounding errors of an eager step may cancel by chance, most often in a sum that is one number, such as the
+    gradient of a bias. Where a result exceeds the tolerance, the error is therefore the largest of several steps whose
+    inputs differ by their rounding, and the tolerance of n numbers is larger by a factor of 1 + 1 / sqrt(n).
     """
 
     def __init__(self, block, *inputs_and_dy):
+        self.block, self.inputs_and_dy = copy.deepcopy(block), inputs_and_dy
         self.eps = EPS[str(inputs_and_dy[0].dtype).removeprefix("torch.")]
         self.expected, self.eager = exact(block, *inputs_and_dy), step(block, *inputs_and_dy, mode="eager")
         with uncertain_relus(True) as self.uncertain_counts:
@@ -194,22 +201,32 @@ class StepTolerance:
             none_passes = exact(block, *inputs_and_dy)
         self.flips = {name: distance(all_pass[name], none_passes[name]) for name in self.expected}
 
-    def check(self, got):
+    def check(self, actual):
         """Assert that results of `step` are within the tolerance, with NaN in the same positions."""
-        assert got.keys() <= self.expected.keys()
-        for name, result in got.items():
+        assert actual.keys() <= self.expected.keys()
+        for name, result in actual.items():
             reference = self.expected[name]
             assert result.shape == reference.shape, name
             assert torch.equal(result.isnan(), reference.isnan()), f"{name}: NaN in other positions than expected"
             size = max(reference.double().nan_to_num().norm().item(), reference.numel() ** 0.5)
-            allowed = 2 * (distance(self.eager[name], reference) + self.flips[name]) + FLOOR * self.eps * size
-            error = distance(result, reference)
+            error, floor = distance(result, reference), 2 * self.flips[name] + FLOOR * self.eps * size
+            allowed = floor + 2 * distance(self.eager[name], reference)
+            if error > allowed:
+                largest_error = max(self._eager_error(name, turn) for turn in range(5))
+                allowed = max(allowed, floor + 2 * (1 + reference.numel() ** -0.5) * largest_error)
             assert error <= allowed, f"{name} is off by {error / size:.1e} of its size, allowed {allowed / size:.1e}"
 
+    def _eager_error(self, name, turn):
+        """Return the error of a result of an eager step whose inputs are changed by one unit in the last place."""
+        factors = [1 + self.eps * torch.sin((turn + 1) * 1e5 * t.double()).sign() for t in self.inputs_and_dy]
+        inputs_and_dy = [t * factor.to(t.dtype) for t, factor in zip(self.inputs_and_dy, factors, strict=True)]
+        eager = step(self.block, *inputs_and_dy, mode="eager")
+        return distance(eager[name], exact(self.block, *inputs_and_dy)[name])
 
-def distance(a, b):
+
+def distance(tensor, other_tensor):
     """Return the norm of a - b, without NaN."""
-    return (a.double() - b.double()).nan_to_num().norm().item()
+    return (tensor.double() - other_tensor.double()).nan_to_num().norm().item()
 
 
 @contextmanager
@@ -228,11 +245,11 @@ def uncertain_relus(pass_uncertain):
         yield counts
 
 
-def close(got, expected, tolerance):
+def close(actual, expected, tolerance):
     """Assert that results of `step` are off by at most `tolerance` times their norm, with NaN in the same positions."""
-    assert got.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
-        result, reference = got[name].double(), reference.double()
+        result, reference = actual[name].double(), reference.double()
         assert result.shape == reference.shape, name
         assert torch.equal(result.isnan(), reference.isnan()), f"{name}: NaN in other positions than expected"
         error = (result - reference).nan_to_num().norm().item()
@@ -242,9 +259,11 @@ def close(got, expected, tolerance):
 
 def check(block, x, dy, dtype="float32", differing_fraction=0.0):
     """Compare a step by the kernels with the plain form in float64, and return its results."""
-    got, expected = step(block, x, dy), exact(block, x, dy)
-    near(got, expected, dtype, condition(block, x, dy, expected), differing_fraction, step(block, x, dy, mode="eager"))
-    return got
+    actual, expected = step(block, x, dy), exact(block, x, dy)
+    assert_near(
+        actual, expected, dtype, condition(block, x, dy, expected), differing_fraction, step(block, x, dy, mode="eager")
+    )
+    return actual
 
 
 def kernel_modules(constant):
@@ -261,7 +280,7 @@ def tiny():
         patch.setattr(tape, "RECORDED", {})   # recordings contain tiles
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
-        patch.setattr(maps, "PLACES", 16)
+        patch.setattr(maps, "POSITIONS_PER_PROGRAM", 16)
         for module in kernel_modules("WIDE"):
             patch.setattr(module, "WIDE", 16)
         yield

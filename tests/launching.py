@@ -107,7 +107,7 @@ if __name__ == "__main__":
         *grid, source, launch_args = second
         *expected_grid, expected_source, expected_args = first
         assert (grid, source) == (expected_grid, expected_source), "another kernel was launched"
-        assert all(got is arg or got == arg for got, arg in zip(launch_args, args, strict=False))
+        assert all(actual is arg or actual == arg for actual, arg in zip(launch_args, args, strict=False))
         assert launch_args[len(args):] == expected_args[len(args):], "the constants differ from those of Triton"
 
     common.COMPILED.clear()

@@ -30,16 +30,18 @@ ARRAYS = {
 
 def in_memory_format(memory_format, rank):
     """Return a function that converts tensors of this rank to a memory format and returns others unchanged."""
-    return lambda t: t.contiguous(memory_format=memory_format) if t.ndim == rank else t
+    return lambda tensor: tensor.contiguous(memory_format=memory_format) if tensor.ndim == rank else tensor
 
 
 TENSORS = {
     "contiguous": torch.Tensor.contiguous,
     "channels_last": in_memory_format(torch.channels_last, 4),
     "channels_last_3d": in_memory_format(torch.channels_last_3d, 5),
-    "transposed": lambda t: t.permute(*reversed(range(t.ndim))).contiguous().permute(*reversed(range(t.ndim))),
-    "last axis first": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),
-    "every second": lambda t: torch.stack([t, t + 1], dim=-1)[..., 0],
-    "with an offset": lambda t: torch.cat([t, t])[len(t) :],
-    "negative bit": lambda t: torch.complex(t, -t).conj().imag,
+    "transposed": lambda tensor: (
+        tensor.permute(*reversed(range(tensor.ndim))).contiguous().permute(*reversed(range(tensor.ndim)))
+    ),
+    "last axis first": lambda tensor: tensor.movedim(-1, 0).contiguous().movedim(0, -1),
+    "every second": lambda tensor: torch.stack([tensor, tensor + 1], dim=-1)[..., 0],
+    "with an offset": lambda tensor: torch.cat([tensor, tensor])[len(tensor) :],
+    "negative bit": lambda tensor: torch.complex(tensor, -tensor).conj().imag,
 }

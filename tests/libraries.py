@@ -41,8 +41,8 @@ def network(package, name, **options):
 def random_weights(module):
     """Return a module in float64 and evaluation mode, after setting random parameters and running statistics."""
     with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=RNG))
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=RNG))
         for name, buffer in module.named_buffers():
             if name.endswith("running_var"):
                 buffer.copy_(torch.rand(buffer.shape, generator=RNG) + 0.5)

@@ -54,8 +54,8 @@ def draw(spec, seed=1):
 
 def build(name, backend, dtype="float64", **kwargs):
     """Create a net of NETS with the random weights of `draw`."""
-    spec = create(name, "numpy", **{k: v for k, v in kwargs.items() if k != "data_format"})
-    config = spec.config() | {k: v for k, v in kwargs.items() if k == "data_format"}
+    spec = create(name, "numpy", **{key: value for key, value in kwargs.items() if key != "data_format"})
+    config = spec.config() | {key: value for key, value in kwargs.items() if key == "data_format"}
     net = adapter(backend).make(attzoo.get("unet", backend=backend), config, dtype)
     adapter(backend).write(net, draw(spec))
     return net
@@ -66,16 +66,18 @@ def image(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def assert_arrays_close(got, expected, tolerance=1e-12):
+def assert_arrays_close(actual, expected, tolerance=1e-12):
     """Assert that arrays differ by at most `tolerance` times the largest expected value, or 1 if that is smaller."""
     scale = max(1.0, np.abs(expected).max(initial=0))
-    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * scale)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-def have_equal_weights(first, second):
+def have_equal_weights(first_model, second_model):
     """Whether the weights of two nets are equal, bit by bit."""
-    a, b = attzoo.weights(first), attzoo.weights(second)
-    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    first_weights, second_weights = attzoo.weights(first_model), attzoo.weights(second_model)
+    return first_weights.keys() == second_weights.keys() and all(
+        np.array_equal(first_weights[key], second_weights[key]) for key in first_weights
+    )
 
 
 @torch.no_grad()
@@ -90,11 +92,11 @@ def copy_weights(module, parts, arrays):
     """
     copied = set()
     for path, layer in parts.items():
-        for leaf, attribute in ATTRIBUTES.items():
+        for weight_name, attribute in ATTRIBUTES.items():
             if getattr(layer, attribute, None) is not None:
                 tensor = getattr(layer, attribute)
-                tensor.copy_(torch.from_numpy(arrays[f"{path}.{leaf}"]).reshape(tensor.shape))
-                copied.add(f"{path}.{leaf}")
+                tensor.copy_(torch.from_numpy(arrays[f"{path}.{weight_name}"]).reshape(tensor.shape))
+                copied.add(f"{path}.{weight_name}")
     assert copied == set(arrays)
     assert len(copied) == sum(1 for name in module.state_dict() if not name.endswith("num_batches_tracked"))
 
@@ -102,8 +104,8 @@ def copy_weights(module, parts, arrays):
 def read_weights(parts):
     """Return the weights of another library's module by canonical name; the inverse of `copy_weights`."""
     return {
-        f"{path}.{leaf}": getattr(layer, attribute).detach().numpy()
+        f"{path}.{weight_name}": getattr(layer, attribute).detach().numpy()
         for path, layer in parts.items()
-        for leaf, attribute in ATTRIBUTES.items()
+        for weight_name, attribute in ATTRIBUTES.items()
         if getattr(layer, attribute, None) is not None
     }

@@ -40,14 +40,14 @@ def widths(values):
     return {(channels,): {"width": width} for channels, width in zip(CHANNELS, values, strict=True)}
 
 
-def arrays_of(*layers, leaves=("weight", "bias")):
+def arrays_of(*layers, weight_names=("weight", "bias")):
     """Return the canonical names of the weights of these layers."""
-    return tuple(f"{layer}.{leaf}" for layer in layers for leaf in leaves)
+    return tuple(f"{layer}.{weight_name}" for layer in layers for weight_name in weight_names)
 
 
 def norms_of(*layers):
     """Return the canonical names of the weights and statistics of these batch norms."""
-    return arrays_of(*layers, leaves=("weight", "bias", "mean", "var"))
+    return arrays_of(*layers, weight_names=("weight", "bias", "mean", "var"))
 
 
 def norm_shapes(layer, channels):
@@ -57,14 +57,14 @@ def norm_shapes(layer, channels):
 
 def create(block, variant, channels, backend="numpy", **arguments):
     """Create a block in a published variant. `channels` has the channels of each input; surplus ones are ignored."""
-    named = ["channels", *(a.name for a in attzoo.info(block).arguments if a.channels_of)]
+    named = ["channels", *(argument.name for argument in attzoo.info(block).arguments if argument.channels_of)]
     arguments |= zip(named, channels, strict=False)
     return attzoo.create(block, **arguments, backend=backend, variant=variant)
 
 
-def assert_close(got, expected):
+def assert_close(actual, expected):
     """Assert that numbers equal those computed by hand, up to float64 rounding."""
-    np.testing.assert_allclose(np.asarray(got).ravel(), np.asarray(expected, float).ravel(), rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(np.asarray(actual).ravel(), np.asarray(expected, float).ravel(), rtol=1e-14, atol=1e-15)
 
 
 # ---- layers of several sources; w has the weights by canonical name --------------------------------------------------
@@ -98,5 +98,5 @@ def spatial_gate(x, w, training, prefix="", max_first=False, norm=True):
     planes, kernel = [x.mean(1, keepdim=True), x.max(1, keepdim=True).values], w[f"{prefix}conv.weight"]
     if max_first:
         planes, kernel = planes[::-1], kernel.flip(1)
-    q = F.conv2d(torch.cat(planes, 1), kernel, padding=3)
-    return x * torch.sigmoid(batch_norm(q, w, f"{prefix}norm", training) if norm else q)
+    logits = F.conv2d(torch.cat(planes, 1), kernel, padding=3)
+    return x * torch.sigmoid(batch_norm(logits, w, f"{prefix}norm", training) if norm else logits)

@@ -35,8 +35,8 @@ class Sample:
         """
         rng = np.random.default_rng(seed)
         return [
-            rng.normal(size=(n + increase, c, *(s + increase * (i + axis) for axis, s in enumerate(space, start=1))))
-            for i, (n, c, *space) in enumerate(self.shapes)
+            rng.normal(size=(n + increase, c, *(s + increase * (i + axis) for axis, s in enumerate(sizes, start=1))))
+            for i, (n, c, *sizes) in enumerate(self.shapes)
         ]
 
 
@@ -60,7 +60,7 @@ def network():
     samples = {}
     for name in attzoo.names():
         examples = [example for example in registry.examples(name).values() if len(example.shapes[0]) == 4]
-        further = [a.name for a in attzoo.info(name).arguments if a.channels_of]
+        further = [argument.name for argument in attzoo.info(name).arguments if argument.channels_of]
         channels = dict(zip(["channels", *further], (8, *(6,) * len(further)), strict=True))
         for example in examples[-1:]:
             samples[name] = Sample(name, {**example.arguments, **channels}, NET.shapes[: 1 + len(further)])

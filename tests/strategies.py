@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import attzoo
@@ -10,6 +11,12 @@ from attzoo.testing.case import EPS, draw
 NAMES = attzoo.names()
 SINGLE = [name for name in NAMES if len(attzoo.info(name).inputs) == 1]
 GATES = [name for name in NAMES if len(attzoo.info(name).inputs) == 2]
+
+
+def cheap(test):
+    """Draw 25 times as many examples with --thorough: for property-based tests whose examples take 5 to 20 ms."""
+    count = settings.default.max_examples
+    return settings(max_examples=25 * count if count >= 100 else count)(test)
 
 
 @st.composite
@@ -33,7 +40,7 @@ def unets(draw_from):
     skip = pick(*GATES, None, *SINGLE, *GATES)
     grid = skip in GATES and pick(False, True)
     options = {"stride": pick(1, 2), "output_transform": pick(False, True)} if grid else {}
-    known = {argument.name for argument in attzoo.info(skip).arguments} if skip else {}
+    argument_names = {argument.name for argument in attzoo.info(skip).arguments} if skip else {}
     up = pick("nearest", "linear", "transpose")
     arguments = {
         "in_channels": pick(1, 2),
@@ -47,7 +54,7 @@ def unets(draw_from):
         "up_kernel_size": pick(None, 3, 4, 5) if up == "transpose" else None,
         "up_conv": pick(True, False),
         "skip": skip,
-        "skip_options": {name: value for name, value in options.items() if name in known},
+        "skip_options": {name: value for name, value in options.items() if name in argument_names},
         "gated": pick(None, 1) if skip else None,
         "gating": "grid" if grid else "up",
         "combine": bool(skip) and pick(False, True),
@@ -78,9 +85,9 @@ def kernel_cases(draw_from, name):
         return draw_from(st.sampled_from(values))
 
     case, tiny = draw_from(cases(name, ("float32", "float16", "bfloat16"))), pick(False, True)
-    _, channels, *space = case.shapes[0]
+    _, channels, *sizes = case.shapes[0]
     largest = {1: 60, 2: 8, 3: 4} if tiny else {1: 300, 2: 17, 3: 6}   # each tile is slow in the interpreter
-    space = tuple(draw_from(st.integers(1, largest[len(space)])) for _ in space)
-    case = replace(with_fewer_taps(case), shapes=((pick(2, 1, 3), channels, *space),))
+    sizes = tuple(draw_from(st.integers(1, largest[len(sizes)])) for _ in sizes)
+    case = replace(with_fewer_taps(case), shapes=((pick(2, 1, 3), channels, *sizes),))
     equal_kind = ["equal"] if channels > 2 else []   # with fewer channels no value would vary
     return case, pick("channels first", "channels last"), pick("normal", "ties", *equal_kind), tiny

@@ -40,14 +40,14 @@ def unet(backend="torch", **options):
 
 def randomized(block):
     """Set all arrays of a block to random values, and return it."""
-    arrays = {n: RNG.uniform(0.2, 1.5, a.shape).astype("f4") for n, a in attzoo.weights(block).items()}
+    arrays = {name: RNG.uniform(0.2, 1.5, array.shape).astype("f4") for name, array in attzoo.weights(block).items()}
     attzoo.load_weights(block, arrays)
     return block
 
 
-def same(a, b):
+def have_equal_arrays(arrays, other_arrays):
     """Whether two dictionaries have equal arrays."""
-    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
+    return arrays.keys() == other_arrays.keys() and all(np.array_equal(arrays[n], other_arrays[n]) for n in arrays)
 
 
 def assert_refused_after_change(case, tmp_path):
@@ -158,18 +158,19 @@ CHANGES = {   # change -> block, function that changes it, layer in the error, a
     ),
     "no padding": (cbam, set_attributes("spatial.conv", padding=(0, 0)), "spatial.conv", r"Conv2d\(2, 1, kernel_size"),
     "a subclass with another forward": (
-        cbam, replace_layer("channel.excite", lambda m: Doubled(m.in_features, m.out_features)), "channel.excite",
+        cbam, replace_layer("channel.excite", lambda linear: Doubled(linear.in_features, linear.out_features)),
+        "channel.excite",
         "Doubled"
     ),
     "a sequence": (
-        cbam, lambda b: setattr(b.channel, "excite", nn.Sequential(b.channel.excite, nn.Tanh())),
+        cbam, lambda block: setattr(block.channel, "excite", nn.Sequential(block.channel.excite, nn.Tanh())),
         "channel.excite", "Sequential",
     ),
     "another part": (
-        cbam, lambda b: setattr(b, "channel", attzoo.create("se", 8, reduced_channels=3, backend="torch")),
+        cbam, lambda block: setattr(block, "channel", attzoo.create("se", 8, reduced_channels=3, backend="torch")),
         "channel", "SE",
     ),
-    "an additional layer": (cbam, lambda b: b.add_module("after", nn.Dropout(0.5)), "after", r"Dropout\(p=0.5"),
+    "an additional layer": (cbam, lambda block: block.add_module("after", nn.Dropout(0.5)), "after", r"Dropout\(p=0.5"),
     "a forward of a layer": (
         cbam, replace_method("channel.excite", "forward"), "channel.excite", "one whose forward was"
     ),
@@ -178,10 +179,10 @@ CHANGES = {   # change -> block, function that changes it, layer in the error, a
         cbam, replace_method("spatial", "attention"), "spatial", "one whose attention was replaced"
     ),
     "another activation inside": (
-        unet, lambda b: change_units(b.encoder[0], activation=None), "encoder.0", "Units.*conv1: None, dropout=0.1"
+        unet, lambda net: change_units(net.encoder[0], activation=None), "encoder.0", "Units.*conv1: None, dropout=0.1"
     ),
-    "another forward": (lambda: randomized(Residual(8)), lambda b: None, "the block", "Residual"),
-    "another attention": (lambda: randomized(Sharper(8)), lambda b: None, "the block", "Sharper"),
+    "another forward": (lambda: randomized(Residual(8)), lambda block: None, "the block", "Residual"),
+    "another attention": (lambda: randomized(Sharper(8)), lambda block: None, "the block", "Sharper"),
     "eps of a gate": (unet, set_attributes("skip.0.psi_norm", eps=1e-3), "skip.0.psi_norm", ".*eps=0.001"),
     "eps of a level": (unet, set_attributes("encoder.1.norm2", eps=1e-3), "encoder.1.norm2", ".*eps=0.001"),
     "another slope": (
@@ -221,7 +222,7 @@ def test_error_names_a_norm_without_running_statistics():
     block = cbam()
     block.spatial.norm = nn.GroupNorm(1, 1)
     message = r"expected spatial\.norm\.mean of CBAM as its class creates it, a floating-point array, got "
-    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, attzoo.weights(cbam()))):
+    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, attzoo.weights(cbam()))):
         with pytest.raises(ValueError, match=f"{message}.*GroupNorm"):
             function(block)
     block = cbam()
@@ -251,18 +252,18 @@ def compile_one_layer(block):
 
 
 UNCHANGED = {   # changes that do not affect what a block computes
-    "frozen": lambda b: b.eval().requires_grad_(False),
-    "training": lambda b: b.train(),
-    "channels last": lambda b: b.to(memory_format=torch.channels_last),
+    "frozen": lambda block: block.eval().requires_grad_(False),
+    "training": lambda block: block.train(),
+    "channels last": lambda block: block.to(memory_format=torch.channels_last),
     "copied": copy.deepcopy,
-    "pickled": lambda b: pickle.loads(pickle.dumps(b)),
-    "compiled": lambda b: torch.compile(b, backend="eager"),
+    "pickled": lambda block: pickle.loads(pickle.dumps(block)),
+    "compiled": lambda block: torch.compile(block, backend="eager"),
     "synchronised": nn.SyncBatchNorm.convert_sync_batchnorm,
-    "hooks": lambda b: b.register_forward_hook(lambda *args: None) and b,
-    "float64": lambda b: b.double(),
-    "never in training": lambda b: [setattr(m, "train", m.eval) for m in b.modules()] and b,
+    "hooks": lambda block: block.register_forward_hook(lambda *args: None) and block,
+    "float64": lambda block: block.double(),
+    "never in training": lambda block: [setattr(module, "train", module.eval) for module in block.modules()] and block,
     "one layer wrapped by torch.compile": compile_one_layer,
-    "its layers compiled": lambda b: [m.compile(backend="eager") for m in b.modules()] and b,
+    "its layers compiled": lambda block: [module.compile(backend="eager") for module in block.modules()] and block,
 }
 
 
@@ -271,23 +272,27 @@ UNCHANGED = {   # changes that do not affect what a block computes
 def test_block_with_unchanged_computation_is_written(case, create_block, tmp_path):
     block = UNCHANGED[case](create_block())
     attzoo.save(block, tmp_path / "a.safetensors")
-    assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
+    assert have_equal_arrays(
+        attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block)
+    )
 
 
 def test_subclass_with_unchanged_computation_is_written(tmp_path):
     block = randomized(Logged(8, norm=True))
     attzoo.save(block, tmp_path / "a.safetensors")
-    assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
+    assert have_equal_arrays(
+        attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block)
+    )
 
 
 def test_saving_does_not_change_random_states(tmp_path):
     for backend in ("torch", "keras"):
         for block in (cbam(backend), unet(backend)):
             keras.utils.set_random_seed(0)
-            before = torch.get_rng_state(), random.getstate()
+            rng_state_before = torch.get_rng_state(), random.getstate()
             attzoo.save(block, tmp_path / "a.safetensors")
-            assert torch.equal(torch.get_rng_state(), before[0])
-            assert random.getstate() == before[1]
+            assert torch.equal(torch.get_rng_state(), rng_state_before[0])
+            assert random.getstate() == rng_state_before[1]
 
 
 # ---- arrays that layers of torch compute -----------------------------------------------------------------
@@ -318,17 +323,23 @@ COMPUTED = {   # function that makes a layer compute its weight, and the remedy 
     "weight norm": (parametrizations.weight_norm, r"remove_parametrizations\(block.channel.squeeze, 'weight'\) first"),
     "spectral norm": (parametrizations.spectral_norm, "_SpectralNorm.*torch.nn.utils.parametrize.remove_parametrizati"),
     "orthogonal": (parametrizations.orthogonal, "_Orthogonal.*torch.nn.utils.parametrize.remove_parametrizations"),
-    "custom": (lambda m: parametrize.register_parametrization(m, "weight", Positive()), "Positive.*remove_parametriz"),
+    "custom": (
+        lambda layer: parametrize.register_parametrization(layer, "weight", Positive()), "Positive.*remove_parametriz",
+    ),
     "two parametrizations": (
-        lambda m: (parametrizations.weight_norm(m), parametrize.register_parametrization(m, "weight", Positive())),
+        lambda layer: (
+            parametrizations.weight_norm(layer), parametrize.register_parametrization(layer, "weight", Positive()),
+        ),
         "_WeightNorm, Positive",
     ),
     "old weight norm": (deprecated(nn.utils.weight_norm), r"torch.nn.utils.remove_weight_norm\(block.channel.squeeze"),
     "old spectral norm": (deprecated(nn.utils.spectral_norm), "torch.nn.utils.remove_spectral_norm"),
-    "pruned": (lambda m: prune.l1_unstructured(m, "weight", 0.5), r"torch.nn.utils.prune.remove\(block.channel.squ"),
+    "pruned": (
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5), r"torch.nn.utils.prune.remove\(block.channel.squ",
+    ),
     "pruned twice": (pruned_twice, "PruningContainer.*torch.nn.utils.prune.remove"),
-    "an attribute": (lambda m: attribute(m), "make block.channel.squeeze.weight a parameter first"),
-    "expanded": (lambda m: expanded(m), r"= torch.nn.Parameter\(tensor.clone\(\)\) first"),
+    "an attribute": (lambda linear: attribute(linear), "make block.channel.squeeze.weight a parameter first"),
+    "expanded": (lambda linear: expanded(linear), r"= torch.nn.Parameter\(tensor.clone\(\)\) first"),
 }   # fmt: skip
 
 
@@ -356,7 +367,7 @@ def test_computed_weights_are_read_but_not_written(case, tmp_path):
         block(x).sum().backward()
         optimizer.step()
     state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    read = attzoo.weights(block)
+    read_arrays = attzoo.weights(block)
     message = rf"expected channel\.squeeze\.weight of CBAM to be stored, .*, got an array that .*{remedy}"
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(block, arrays)
@@ -368,7 +379,7 @@ def test_computed_weights_are_read_but_not_written(case, tmp_path):
         y = block(x)
         for twin in (attzoo.load(tmp_path / "a.safetensors", backend="torch"), attzoo.convert(block, backend="torch")):
             torch.testing.assert_close(twin.eval()(x), y, rtol=1e-5, atol=1e-6)
-            assert same(attzoo.weights(twin), read)
+            assert have_equal_arrays(attzoo.weights(twin), read_arrays)
 
 
 @pytest.mark.parametrize("case", [case for case in COMPUTED if case not in ("an attribute", "expanded")])
@@ -380,40 +391,40 @@ def test_remedy_in_the_error_works(case):
         attzoo.load_weights(block, arrays)
     exec(str(error.value).split("computes: ")[1].removesuffix(" first"), {"torch": torch, "block": block})
     attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), arrays)
+    assert have_equal_arrays(attzoo.weights(block), arrays)
 
 
 def test_error_names_a_pruned_bias_in_a_network():
     net, arrays = unet(), attzoo.weights(unet())
-    before = attzoo.weights(net)
+    weights_before = attzoo.weights(net)
     prune.l1_unstructured(net.skip["0"].gating, "bias", 1)
     with pytest.raises(ValueError, match=r"expected skip\.0\.gating\.bias of UNet to be stored"):
         attzoo.load_weights(net, arrays)
-    read = attzoo.weights(net)
-    assert np.count_nonzero(read.pop("skip.0.gating.bias") == 0) == 1
-    before.pop("skip.0.gating.bias")
-    assert same(read, before)
+    read_arrays = attzoo.weights(net)
+    assert np.count_nonzero(read_arrays.pop("skip.0.gating.bias") == 0) == 1
+    weights_before.pop("skip.0.gating.bias")
+    assert have_equal_arrays(read_arrays, weights_before)
 
 
 def test_arrays_that_share_memory_are_not_written():
     block = attzoo.create("se", 4, reduced_channels=4, backend="torch")
     block.excite.weight = block.squeeze.weight
-    before = attzoo.weights(block)
-    arrays = {name: RNG.random(array.shape, "f4") for name, array in before.items()}
+    weights_before = attzoo.weights(block)
+    arrays = {name: RNG.random(array.shape, "f4") for name, array in weights_before.items()}
     fix = "it shares memory with another array, so give each its own"
     message = rf"^expected squeeze\.weight to hold the array written to it, got other numbers: {fix}$"
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
     tied = arrays | {"excite.weight": arrays["squeeze.weight"]}
     attzoo.load_weights(block, tied)
-    assert same(attzoo.weights(block), tied)
+    assert have_equal_arrays(attzoo.weights(block), tied)
 
 
 def test_block_on_the_meta_device_is_neither_read_nor_written():
     with torch.device("meta"):
         block = attzoo.create("eca", 8, backend="torch")
-    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {"conv.weight": np.ones(3, "f4")})):
+    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, {"conv.weight": np.ones(3, "f4")})):
         with pytest.raises(ValueError, match=r"conv\.weight of ECA .*meta device: call block\.to_empty"):
             function(block)
 
@@ -424,11 +435,11 @@ def test_sharded_tensor_is_neither_read_nor_written():
         block = cbam()
         arrays = attzoo.weights(block)
         fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
-        for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
+        for function in (attzoo.weights, lambda block: attzoo.load_weights(block, arrays)):
             with pytest.raises(ValueError, match=r"got a part of a sharded tensor: call block\.unshard\(\) first"):
                 function(block)
         block.unshard()
-        assert same(attzoo.weights(block), arrays)
+        assert have_equal_arrays(attzoo.weights(block), arrays)
     finally:
         distributed.destroy_process_group()
 
@@ -472,6 +483,17 @@ class Adapted(nn.Module):
         return self.base_layer(x) + x @ self.lora_a.T @ self.lora_b.T
 
 
+class AdaptedLinear(nn.Linear):
+    """Like a LoRA layer of loralib: a linear layer whose output has a further term."""
+
+    def __init__(self, linear):
+        super().__init__(8, 3)
+        self.lora_a, self.lora_b = nn.Parameter(torch.rand(1, 8)), nn.Parameter(torch.rand(3, 1))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
 def quantized_in_training(linear):
     """Add the attribute of layers in quantisation-aware training."""
     linear.weight_fake_quant = nn.Identity()
@@ -481,6 +503,7 @@ def quantized_in_training(linear):
 @pytest.mark.parametrize(("create_layer", "message"), [
     (Transposed, r"shape \(8, 3\), not \(3, 8\)"),
     (Adapted, "the array of Adapted, which computes with another array: merge the adapter first"),
+    (AdaptedLinear, "the array of AdaptedLinear, which computes with another array: merge the adapter first"),
     (quantized_in_training, "the array of Linear, which computes with another array"),
     (lambda linear: nn.LazyLinear(3), "LazyLinear creates at its first call"),
     (lambda linear: torch.ao.nn.quantized.dynamic.Linear(8, 3), "quantized values of Linear: read the weights before"),
@@ -491,7 +514,7 @@ def test_arrays_that_a_layer_does_not_use_are_neither_read_nor_written(create_la
     block = cbam()
     arrays = attzoo.weights(block)
     block.channel.squeeze = create_layer(block.channel.squeeze)
-    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
+    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, arrays)):
         with pytest.raises(ValueError, match=rf"channel\.squeeze\.\w+ of CBAM as its class .*, got .*{message}"):
             function(block)
 
@@ -502,7 +525,7 @@ def test_1x1_convolution_is_read_as_a_matrix():
     conv = nn.Conv2d(8, 3, 1)
     conv.load_state_dict({"weight": block.squeeze.weight[..., None, None], "bias": block.squeeze.bias})
     block.squeeze = conv
-    assert same(attzoo.weights(block), arrays)
+    assert have_equal_arrays(attzoo.weights(block), arrays)
 
 
 def test_blocks_created_in_inference_mode_are_written_only_there():
@@ -539,12 +562,12 @@ def mixed(backend):
 @pytest.mark.parametrize("value", [1e6, 1 + 2.0**-20])
 def test_values_must_fit_the_dtype_of_their_array(backend, value):
     block = mixed(backend)
-    before = attzoo.weights(block)
-    arrays = before | {"channel.squeeze.weight": np.full((3, 8), value, "f4")}
+    weights_before = attzoo.weights(block)
+    arrays = weights_before | {"channel.squeeze.weight": np.full((3, 8), value, "f4")}
     with pytest.raises(ValueError, match=r"must be exact in float16, the block's dtype, got float32: round"):
         attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), before)
-    attzoo.load_weights(block, before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
+    attzoo.load_weights(block, weights_before)
 
 
 CHECK = """
@@ -615,46 +638,48 @@ KERAS_CHANGES = {   # as CHANGES
         "one whose attention was replaced"
     ),
     "Keras's batch norm": (
-        unbuilt, lambda b: setattr(b.spatial, "norm", keras.layers.BatchNormalization(epsilon=1e-3)),
+        unbuilt, lambda block: setattr(block.spatial, "norm", keras.layers.BatchNormalization(epsilon=1e-3)),
         "spatial.norm", r"BatchNormalization\(.*epsilon=0.001",
     ),
     "group norm": (
-        unbuilt, lambda b: setattr(b.spatial, "norm", keras.layers.GroupNormalization(1)),
+        unbuilt, lambda block: setattr(block.spatial, "norm", keras.layers.GroupNormalization(1)),
         "spatial.norm", "GroupNormalization",
     ),
     "an activation": (
-        unbuilt, lambda b: setattr(b.channel.squeeze, "activation", keras.activations.tanh),
+        unbuilt, lambda block: setattr(block.channel.squeeze, "activation", keras.activations.tanh),
         "channel.squeeze", r"Dense\(units=3, activation='tanh'",
     ),
     "an activation, later": (
-        lambda: cbam("keras"), lambda b: setattr(b.channel.excite, "activation", keras.activations.relu),
+        lambda: cbam("keras"), lambda block: setattr(block.channel.excite, "activation", keras.activations.relu),
         "channel.excite", "Dense.*'relu'",
     ),
     "no bias": (
-        unbuilt, lambda b: setattr(b.channel.squeeze, "use_bias", False), "channel.squeeze", ".*use_bias=False"
+        unbuilt, lambda block: setattr(block.channel.squeeze, "use_bias", False), "channel.squeeze", ".*use_bias=False"
     ),
-    "circular": (unbuilt, lambda b: setattr(b.spatial.conv, "mode", "circular"), "spatial.conv", "Conv.*circular"),
+    "circular": (
+        unbuilt, lambda block: setattr(block.spatial.conv, "mode", "circular"), "spatial.conv", "Conv.*circular",
+    ),
     "an additional layer": (
-        unbuilt, lambda b: setattr(b, "after", keras.layers.Dropout(0.5)), "after", "Dropout.*rate=0.5"
+        unbuilt, lambda block: setattr(block, "after", keras.layers.Dropout(0.5)), "after", "Dropout.*rate=0.5"
     ),
     "dropout of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "encoder.0.dropout1"), "rate", 0.5),
+        keras_unet, lambda block: setattr(layer_of(block, "encoder.0.dropout1"), "rate", 0.5),
         "encoder.0.dropout1", "Dropout.*rate=0.5",
     ),
     "dilation of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "encoder.1.conv2"), "dilation_rate", (2, 2)),
+        keras_unet, lambda block: setattr(layer_of(block, "encoder.1.conv2"), "dilation_rate", (2, 2)),
         "encoder.1.conv2", "Conv2D.*dilation_rate=.2, 2",
     ),
     "resampling of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "up.0.nearest"), "interpolation", "bilinear"),
+        keras_unet, lambda block: setattr(layer_of(block, "up.0.nearest"), "interpolation", "bilinear"),
         "up.0.nearest", "UpSampling2D.*bilinear",
     ),
     "a gate of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "skip.0").psi, "activation", keras.activations.relu),
+        keras_unet, lambda block: setattr(layer_of(block, "skip.0").psi, "activation", keras.activations.relu),
         "skip.0.psi", "Dense.*relu",
     ),
     "a relu of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "encoder.0.relu1"), "call", keras.ops.tanh),
+        keras_unet, lambda block: setattr(layer_of(block, "encoder.0.relu1"), "call", keras.ops.tanh),
         "encoder.0.relu1", "one whose call was replaced",
     ),
     "a call of a network": (keras_unet, replace_keras_method("", "call"), "the block", "one whose call was replaced"),
@@ -686,7 +711,9 @@ def test_keras_block_with_unchanged_computation_is_written(case, tmp_path):
             block.save(tmp_path / "a.keras")
             block = keras.models.load_model(tmp_path / "a.keras")
         attzoo.save(block, tmp_path / "a.safetensors")
-        assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
+        assert have_equal_arrays(
+            attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block)
+        )
 
 
 def test_keras_lora_is_read_merged_and_not_written(tmp_path):
@@ -694,15 +721,15 @@ def test_keras_lora_is_read_merged_and_not_written(tmp_path):
     plain = attzoo.weights(block)
     block.channel.squeeze.enable_lora(2)
     block.channel.squeeze.lora_kernel_b.assign(RNG.random((2, 3), "f4"))
-    read = attzoo.weights(block)
-    assert not same(read, plain)
+    read_arrays = attzoo.weights(block)
+    assert not have_equal_arrays(read_arrays, plain)
     with pytest.raises(ValueError, match=r"channel\.squeeze\.weight of CBAM to be stored, .* array that LoRA computes"):
         attzoo.load_weights(block, plain)
-    assert same(attzoo.weights(block), read)
+    assert have_equal_arrays(attzoo.weights(block), read_arrays)
     attzoo.save(block, tmp_path / "a.safetensors")
-    twin = attzoo.load(tmp_path / "a.safetensors", backend="keras")
-    assert same(attzoo.weights(twin), read)
-    np.testing.assert_allclose(twin(x), block(x), rtol=1e-5, atol=1e-6)
+    loaded = attzoo.load(tmp_path / "a.safetensors", backend="keras")
+    assert have_equal_arrays(attzoo.weights(loaded), read_arrays)
+    np.testing.assert_allclose(loaded(x), block(x), rtol=1e-5, atol=1e-6)
 
 
 def test_wrapped_keras_layer_is_not_written():
@@ -732,9 +759,9 @@ def test_quantized_keras_layers_are_not_read(mode, tmp_path):
     block.squeeze.quantize(mode)
     for function in (
         attzoo.weights,
-        lambda b: attzoo.load_weights(b, arrays),
-        lambda b: attzoo.save(b, tmp_path / "a.safetensors"),
-        lambda b: attzoo.convert(b, backend="torch"),
+        lambda block: attzoo.load_weights(block, arrays),
+        lambda block: attzoo.save(block, tmp_path / "a.safetensors"),
+        lambda block: attzoo.convert(block, backend="torch"),
     ):
         with pytest.raises(ValueError, match=rf"squeeze\.weight of SE .*by Keras \({mode}\).*before quantize"):
             function(block)

@@ -35,14 +35,14 @@ def test_every_layout_is_written_in_row_major_order(dtype, shape, layout):
     numbers = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
     array = ARRAYS[layout](numbers)
     assert np.array_equal(array, numbers), "the layout changes the values"
-    got = unpacked(pack({"a": array, "b": numbers}, {}))
-    assert got["a"].shape == shape
-    assert got["a"].tobytes() == got["b"].tobytes() == numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()
+    actual = unpacked(pack({"a": array, "b": numbers}, {}))
+    assert actual["a"].shape == shape
+    assert actual["a"].tobytes() == actual["b"].tobytes() == numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()
 
 
 def test_scalar_has_shape_of_no_axes():
-    got = unpacked(pack({"a": np.array(7, "i8"), "b": np.array(0.5, ">f4")}, {}))
-    assert (got["a"].shape, got["a"].item(), got["b"].shape, got["b"].item()) == ((), 7, (), 0.5)
+    actual = unpacked(pack({"a": np.array(7, "i8"), "b": np.array(0.5, ">f4")}, {}))
+    assert (actual["a"].shape, actual["a"].item(), actual["b"].shape, actual["b"].item()) == ((), 7, (), 0.5)
 
 
 @pytest.mark.parametrize("view", [np.broadcast_to, lambda a, shape: np.lib.stride_tricks.as_strided(a, shape, (0, 4))])
@@ -53,8 +53,8 @@ def test_expanded_arrays_are_written_in_full(view):
 
 def test_overlapping_windows_are_written_in_full():
     row = np.arange(6, dtype="f4")
-    got = unpacked(pack({"a": np.lib.stride_tricks.sliding_window_view(row, 3)}, {}))["a"]
-    assert got.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
+    actual = unpacked(pack({"a": np.lib.stride_tricks.sliding_window_view(row, 3)}, {}))["a"]
+    assert actual.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
 
 
 # ---- damage ----------------------------------------------------------------------------------------
@@ -122,8 +122,8 @@ def test_changed_configuration_raises(change, tmp_path):
 
 
 def test_checksum_depends_on_names_shapes_dtypes_and_values():
-    arrays, about = {"a": np.zeros(4, "f4"), "b": np.ones(4, "f4")}, {"format": 1}
-    checksum = digest(arrays, about)
+    arrays, metadata = {"a": np.zeros(4, "f4"), "b": np.ones(4, "f4")}, {"format": 1}
+    checksum = digest(arrays, metadata)
     for changed in (
         {"a": arrays["b"], "b": arrays["a"]},
         {"a": arrays["a"].reshape(2, 2), "b": arrays["b"]},
@@ -131,9 +131,9 @@ def test_checksum_depends_on_names_shapes_dtypes_and_values():
         {"a": arrays["a"], "c": arrays["b"]},
         {"a": -arrays["a"], "b": arrays["b"]},
     ):
-        assert digest(changed, about) != checksum
-    assert digest(dict(reversed(arrays.items())), about) == checksum
-    assert digest({name: array.astype(">f4") for name, array in arrays.items()}, about) == checksum
+        assert digest(changed, metadata) != checksum
+    assert digest(dict(reversed(arrays.items())), metadata) == checksum
+    assert digest({name: array.astype(">f4") for name, array in arrays.items()}, metadata) == checksum
     assert digest(arrays, {"format": 2}) != checksum
 
 
@@ -186,9 +186,9 @@ def test_every_flipped_bit_of_a_state_raises_or_changes_nothing(tmp_path):
 LONG = "x" * 10**5
 
 
-def file_about(about, arrays=None):
+def file_about(metadata, arrays=None):
     """Return the bytes of a file with this metadata."""
-    return safetensors.numpy.save(arrays or {"a": np.zeros(2, "f4")}, metadata={"attzoo": json.dumps(about)})
+    return safetensors.numpy.save(arrays or {"a": np.zeros(2, "f4")}, metadata={"attzoo": json.dumps(metadata)})
 
 
 LONG_FILES = {   # files with long values that errors could quote
@@ -219,9 +219,9 @@ def test_errors_about_files_are_short(case, tmp_path):
 
 @pytest.mark.parametrize("part", ["names", "settings", "history"])
 def test_errors_about_runs_are_short(part, tmp_path):
-    about = {"format": 2, "settings": Settings().config(), "basis": {}, "history": []}
-    about |= {"names": {LONG: 1}, "settings": {"settings": {LONG: 1}}, "history": {"history": [{LONG: 1}]}}[part]
-    (tmp_path / state.NAME).write_bytes(file_about(about))
+    metadata = {"format": 2, "settings": Settings().config(), "basis": {}, "history": []}
+    metadata |= {"names": {LONG: 1}, "settings": {"settings": {LONG: 1}}, "history": {"history": [{LONG: 1}]}}[part]
+    (tmp_path / state.NAME).write_bytes(file_about(metadata))
     with pytest.raises(ValueError, match=r"resume\.safetensors is not the state of a run: ") as error:
         state.load(tmp_path)
     assert len(str(error.value)) < 500 + len(str(tmp_path))

@@ -9,7 +9,7 @@ from gates import LAYOUTS, NEVER, assert_same, forced, gate, gate_with_norm, pla
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import SAMPLES
-from strategies import cases
+from strategies import cases, cheap
 from torch import nn
 from torch.testing import assert_close
 
@@ -29,19 +29,20 @@ def relevant_strides(x):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
+@cheap
 @given(gates, layouts, st.sampled_from([5, 1, 40, 1 << 13]))
 def test_inference_matches_plain_form(layout, case, g_layout, tile):
     block = case.block("torch").eval()
     x, g = map(torch.from_numpy, case.inputs())
     x, g = LAYOUTS[layout](x), LAYOUTS[g_layout](g)
-    before = x.clone(), g.clone()
+    original = x.clone(), g.clone()
     expected = plain_output(block, x, g)
     with forced(tile=tile) as calls:
-        got = block(x, g)
-    assert_same(got, expected)
-    assert relevant_strides(got) == relevant_strides(expected)
-    assert torch.equal(x, before[0])
-    assert torch.equal(g, before[1])
+        actual = block(x, g)
+    assert_same(actual, expected)
+    assert relevant_strides(actual) == relevant_strides(expected)
+    assert torch.equal(x, original[0])
+    assert torch.equal(g, original[1])
     is_dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
     assert calls["gated"] == (is_dense and set(case.spec.strides) == {1})
 
@@ -94,10 +95,11 @@ def step(block, xs, cotangent):
     """Return the output, the gradients and the buffers of a copy of the block after a training step."""
     block, xs = copy.deepcopy(block), [x.clone().requires_grad_() for x in xs]
     y = block(*xs)
-    leaves = [*xs, *(p for p in block.parameters() if p.requires_grad)]
+    leaves = [*xs, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
     return [y.detach(), *torch.autograd.grad(y, leaves, cotangent), *block.buffers()]
 
 
+@cheap
 @given(gates, layouts, st.booleans(), st.sampled_from([(), ("skip",), ("gating",), ("skip", "gating", "psi")]))
 def test_training_step_matches_plain_form(case, layout, training, frozen):
     """Also in eval mode, and with some frozen weights."""
@@ -113,9 +115,9 @@ def test_training_step_matches_plain_form(case, layout, training, frozen):
         assert "more than 1 value per channel" in str(err)   # noqa: PT017
         return
     with forced() as calls:
-        got = step(block, xs, cotangent)
-    for a, b in zip(got, expected, strict=True):
-        assert_same(a, b, 1e-11)
+        actual = step(block, xs, cotangent)
+    for actual_tensor, expected_tensor in zip(actual, expected, strict=True):
+        assert_same(actual_tensor, expected_tensor, 1e-11)
     assert (calls["overwritten"], plain_calls["overwritten"], calls["gated"], plain_calls["multiplied"]) == (1, 0, 0, 0)
 
 
@@ -185,24 +187,26 @@ def test_tiles_have_the_expected_sizes():
 
 
 def test_linear_preserves_the_memory_layout():
-    x, w, b = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 3, 5), (4, 3), (4,)))
-    expected = w @ x + b[:, None]
+    x, weight, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 3, 5), (4, 3), (4,)))
+    expected = weight @ x + bias[:, None]
     for layout in ("contiguous", "channels last"):
         x = LAYOUTS[layout](x)
-        got = fast._linear(x, w, b)
-        assert_same(got, expected)
-        assert got.stride() == LAYOUTS[layout](expected).stride()
+        actual = fast._linear(x, weight, bias)
+        assert_same(actual, expected)
+        assert actual.stride() == LAYOUTS[layout](expected).stride()
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_projection_has_the_strides_of_a_convolution(batch):
     """Resampling in torch selects the layout of its output by strides, also for a batch of one."""
-    w, b = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    weight, bias = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     g = torch.randn(batch, 3, 5, 6, dtype=torch.float64)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         g = g.to(memory_format=memory_format)
-        expected = nn.functional.conv2d(g, w[:, :, None, None], b)
-        got = fast._projected(g, w, b)
-        assert_same(got, expected)
-        expected, got = (nn.functional.interpolate(p, (10, 12), mode="bilinear") for p in (expected, got))
-        assert got.stride() == expected.stride()
+        expected = nn.functional.conv2d(g, weight[:, :, None, None], bias)
+        actual = fast._projected(g, weight, bias)
+        assert_same(actual, expected)
+        expected, actual = (
+            nn.functional.interpolate(projected, (10, 12), mode="bilinear") for projected in (expected, actual)
+        )
+        assert actual.stride() == expected.stride()

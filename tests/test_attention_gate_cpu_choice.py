@@ -80,17 +80,17 @@ def test_unet_uses_the_fast_form():
 def test_unet_with_checkpointing_has_the_same_gradients():
     net = attzoo.create("unet", 3, 1, (4, 6, 8), backend="torch", variant="leejunhyun").double()
     x, gradients = torch.randn(2, 3, 12, 9, dtype=torch.float64), []
-    for few, checkpointing in ((NEVER, False), (0, False), (0, True)):
-        twin = copy.deepcopy(net)
-        twin.set_grad_checkpointing(checkpointing)
-        with forced(few) as calls:
-            gradients.append(torch.autograd.grad(twin(x).square().sum(), list(twin.parameters())))
-        assert calls["overwritten"] == (2 if few == 0 else 0)
-        assert (calls["multiplied"] > 0) == (few == 0)
+    for min_elements, checkpointing in ((NEVER, False), (0, False), (0, True)):
+        copied = copy.deepcopy(net)
+        copied.set_grad_checkpointing(checkpointing)
+        with forced(min_elements) as calls:
+            gradients.append(torch.autograd.grad(copied(x).square().sum(), list(copied.parameters())))
+        assert calls["overwritten"] == (2 if min_elements == 0 else 0)
+        assert (calls["multiplied"] > 0) == (min_elements == 0)
     plain, *fast_gradients = gradients
     for computed in fast_gradients:
-        for expected, got in zip(plain, computed, strict=True):
-            assert_same(got, expected, 1e-11)
+        for expected, actual in zip(plain, computed, strict=True):
+            assert_same(actual, expected, 1e-11)
 
 
 # ---- calls that use the plain form -----------------------------------------------------------------------------------
@@ -119,11 +119,11 @@ def with_hook(part, register):
     return change
 
 
-def with_replaced(part, make):
+def with_replaced(part, create_layer):
     """Return a function that replaces a part of a gate by make(part)."""
 
     def change(block):
-        setattr(block, part, make(getattr(block, part)))
+        setattr(block, part, create_layer(getattr(block, part)))
 
     return change
 
@@ -185,13 +185,13 @@ NEEDS_GRADIENT = "a part frozen"
 @pytest.mark.parametrize("change", CHANGES)
 def test_modified_gate_uses_the_plain_form(change):
     outputs = []
-    for few in (NEVER, 0):
+    for min_elements in (NEVER, 0):
         block, xs = gate_with_norm()
         CHANGES[change](block)
-        with forced(few) as calls, torch.enable_grad() if change == NEEDS_GRADIENT else torch.no_grad():
+        with forced(min_elements) as calls, torch.enable_grad() if change == NEEDS_GRADIENT else torch.no_grad():
             outputs.append(block(*xs).detach())
-    expected, got = outputs
-    assert_same(got, expected)
+    expected, actual = outputs
+    assert_same(actual, expected)
     assert (calls["plain"], calls["gated"]) == (1, 0)
 
 
@@ -223,12 +223,12 @@ def test_global_module_hooks_select_the_plain_form(kind):
 def test_input_is_not_overwritten_without_a_projection():
     block, (x, _) = gate_with_norm(channels=4, inter_channels=4)
     block.skip = block.skip_norm = nn.Identity()
-    before = x[:, :4].clone()
+    original = x[:, :4].clone()
     with forced() as calls:
         block(x[:, :4].contiguous(), torch.zeros(2, 4, 4, 5, dtype=x.dtype))
-    x = before.clone()
+    x = original.clone()
     block(x, torch.ones(2, 4, 4, 5, dtype=x.dtype))
-    assert torch.equal(x, before)
+    assert torch.equal(x, original)
     assert calls["overwritten"] == 0
 
 
@@ -240,8 +240,8 @@ def test_gradient_of_a_single_input_matches_plain_form(i):
     xs[i].requires_grad_()
     expected = torch.autograd.grad(plain_output(block, *xs).square().sum(), xs[i])
     with forced() as calls:
-        got = torch.autograd.grad(block(*xs).square().sum(), xs[i])
-    assert_same(got[0], expected[0])
+        actual = torch.autograd.grad(block(*xs).square().sum(), xs[i])
+    assert_same(actual[0], expected[0])
     assert (calls["gated"], calls["overwritten"]) == (0, 1)
     with forced() as calls, torch.no_grad():
         block(*xs)
@@ -259,9 +259,9 @@ def test_projection_of_another_dtype_is_not_overwritten():
     block, xs = gate_with_norm(dtype=torch.float32)
     block.gating_norm, block.psi, block.psi_norm = ToDouble(), block.psi.double(), block.psi_norm.double()
     with forced() as calls:
-        got = block(*xs)
-    assert got.dtype == torch.float64
-    assert_same(got.detach(), plain_output(block, *xs).detach(), 1e-6)   # earlier layers compute in float32
+        actual = block(*xs)
+    assert actual.dtype == torch.float64
+    assert_same(actual.detach(), plain_output(block, *xs).detach(), 1e-6)   # earlier layers compute in float32
     assert calls["overwritten"] == 0
 
 
@@ -362,8 +362,8 @@ def test_transforms_and_other_dtypes_use_the_plain_form(context, grad):
         with forced(NEVER):
             expected = context(copy.deepcopy(block), *xs)
         with forced() as calls:
-            got = context(block, *xs)
+            actual = context(block, *xs)
     # with gradients, the projection of g may be a matrix product
-    assert_same(got, expected, 2.0**-7 if context in IN_BFLOAT16 else 1e-12)
+    assert_same(actual, expected, 2.0**-7 if context in IN_BFLOAT16 else 1e-12)
     assert (calls["gated"], calls["overwritten"]) == (0, 0)
     torch.compiler.reset()

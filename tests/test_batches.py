@@ -64,9 +64,9 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 def test_loader_yields_tensors_and_does_not_change_the_default_generator(tmp_path):
     folder = Folder(write_pairs(tmp_path, 5), flip=True)
     loader = Loader(folder, Batches(5, 2))
-    before = torch.get_rng_state()
+    rng_state_before = torch.get_rng_state()
     batches = list(loader.epoch(2))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), rng_state_before)
     assert [tuple(images.shape) for images, _ in batches] == [(2, 1, 8, 12)] * 2 + [(1, 1, 8, 12)]
     assert len(loader) == 3
     for keys, (images, masks) in zip(Batches(5, 2, epoch=2), batches, strict=True):
@@ -103,7 +103,9 @@ def test_worker_yields_the_same_batches_and_errors_and_does_not_import_tensorflo
     next(worker_loader.epoch(0))   # an epoch that does not end
     for epoch in (0, 1):
         for batch, worker_batch in zip(loader.epoch(epoch), worker_loader.epoch(epoch), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(batch, worker_batch, strict=True))
+            assert all(
+                torch.equal(array, worker_array) for array, worker_array in zip(batch, worker_batch, strict=True)
+            )
     pairs[2][0].write_bytes(b"")
     for failing in (loader, worker_loader):
         with pytest.raises(ValueError, match=r"^cannot read .*2.npy: ") as caught:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_benchmark_measure import by_name
 from typer.testing import CliRunner
 
 import attzoo
@@ -34,11 +35,6 @@ ROOT = Path(__file__).parents[1]
 CASE = Case("se", ((2, 8, 5, 4),), "training", variant="timm")
 BENCH = Bench("cpu", {"cpu": Pace(3, 0.0)})
 GOALS = [kernel_goal for name in attzoo.names() for kernel_goal in goals(name).calls]
-
-
-def by_name(rows):
-    """Return the rows by provider."""
-    return {str(row.provider): row for row in rows}
 
 
 # ---- rows that use kernels -------------------------------------------------------------------------------------------
@@ -99,9 +95,9 @@ def test_a_kernel_that_refuses_gives_a_failed_row(refusing_kernels):
     rows = by_name(measure.measure(CASE, BENCH))
     assert list(rows) == ["attzoo (triton)", "attzoo", "copy"]
     assert rows["attzoo (triton)"].status == "failed"
-    start = 'kernels("triton") requires the fused kernels of SE'
-    end = 'with kernels("auto") this call runs without them'
-    assert rows["attzoo (triton)"].why == f"RuntimeError: {start}, but this is a test; {end}"
+    message_start = 'kernels("triton") requires the fused kernels of SE'
+    message_end = 'with kernels("auto") this call runs without them'
+    assert rows["attzoo (triton)"].why == f"RuntimeError: {message_start}, but this is a test; {message_end}"
     assert rows["attzoo"].status in ("timed", "unsteady")
 
 
@@ -268,8 +264,8 @@ def test_every_goal_has_a_case_in_the_suite_kernels_with_the_peer_compiled():
 
 def test_the_form_peer_compiled_compiles_only_the_first_peer(monkeypatch):
     names = {name: f"mlp.{name}" for name in attzoo.get("se", backend="numpy")(8).weights}
-    known = {name: Source(name, name, "SE", "timm", only_channels, names) for name in ("timm", "other")}
-    monkeypatch.setattr(providers, "sources", lambda name: known)
+    known_sources = {name: Source(name, name, "SE", "timm", only_channels, names) for name in ("timm", "other")}
+    monkeypatch.setattr(providers, "sources", lambda name: known_sources)
     case = replace(SE, shapes=((1, 8, 2, 2),), forms=frozenset({"eager", "peer compiled"}))
     subject = subjects.create_subject(case, "cpu")
     names = [str(candidate.provider) for candidate in providers.torch_candidates(subject)]
@@ -346,7 +342,9 @@ def test_rows_that_are_not_timed_steadily_do_not_win(status):
 def test_a_win_requires_both_clocks():
     rows = [*sized(0.5, 0.5, clocks=("graph",)), *sized(1.2, 0.5, clocks=("calls",))]
     assert [win.min_elements for win in wins.wins({"a.json": run_with(rows)})] == [2 * ONE]
-    rows = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
+    rows = [
+        replace(row, ratio=about(0.4)) if (row.provider, row.clock) == (OURS, "calls") else row for row in sized(0.5)
+    ]
     assert wins.wins({"a.json": run_with(rows)}) == []   # eager calls are as fast as fused ones
 
 

@@ -30,9 +30,9 @@ def peer_of(module="attzoo.torch", **arguments):
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     """Replace the sources of all blocks: SE has one, "own"; return the sources of SE."""
-    known = {"own": peer_of()}
-    monkeypatch.setattr(providers, "sources", lambda name: known if name == "se" else {})
-    return known
+    sources = {"own": peer_of()}
+    monkeypatch.setattr(providers, "sources", lambda name: sources if name == "se" else {})
+    return sources
 
 
 def by_name(rows):
@@ -152,9 +152,9 @@ def test_relative_error_is_by_norm(got, error):
 @pytest.mark.parametrize(("x", "changes_sign"), [(1.0, True), (2.0, False)])
 def test_slack_is_positive_if_rounding_changes_the_sign_of_a_relu_input(x, changes_sign):
     subject = subjects.create_subject(Case("attention_gate", ((2, 1, 8), (2, 1, 8)), "training"), "cpu")
-    ones = {name: array * 0 + 1 for name, array in subject.arrays.items()}
-    signs = {"gating.weight": -ones["gating.weight"], "gating.bias": -ones["gating.bias"]}
-    attzoo.load_weights(subject.ours, ones | signs)
+    arrays_of_ones = {name: array * 0 + 1 for name, array in subject.arrays.items()}
+    signs = {"gating.weight": -arrays_of_ones["gating.weight"], "gating.bias": -arrays_of_ones["gating.bias"]}
+    attzoo.load_weights(subject.ours, arrays_of_ones | signs)
     subject = replace(subject, sets=[[torch.full((2, 1, 8), x), torch.ones(2, 1, 8)]])   # the relu's input is x - g
     slack = subjects.slack(subject, subjects.expected_results(subject))
     assert slack == pytest.approx(subjects.MAX_SLACK if changes_sign else 0, abs=1e-4)
@@ -211,11 +211,11 @@ def test_in_resnet50_attzoos_block_gets_the_shortcut_and_a_peers_does_not(monkey
 
 def test_a_training_step_does_not_change_the_weights():
     net = torch.nn.Linear(3, 2)
-    before = net.weight.clone()
+    weights_before = net.weight.clone()
     step = providers.Step(net, [torch.ones(4, 3)])
     for _ in range(3):
         assert step() > 0
-    assert torch.equal(net.weight, before)
+    assert torch.equal(net.weight, weights_before)
     assert net.weight.grad.abs().max() > 0
 
 
@@ -241,7 +241,7 @@ def test_a_case_that_stays_unsteady_has_the_reason(monkeypatch):
     monkeypatch.setattr(measure, "interleave", interleave_unsteadily)
     rows = by_name(measure.measure(CASE, BENCH))
     assert rows["attzoo"].status == rows["own"].status == "unsteady"
-    assert rows["attzoo"].why == "the control of own took 2.00 of its time"
+    assert rows["attzoo"].why == "a second copy of own took 2.00 times as long"
 
 
 @pytest.mark.parametrize(

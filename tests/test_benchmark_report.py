@@ -25,12 +25,12 @@ def about(value, tolerance=0.02):
     return Spread(value * (1 - tolerance), value, value * (1 + tolerance))
 
 
-def timed(case, provider, seconds, copy, **fields):
+def timed(case, provider, seconds, copy_seconds, **fields):
     """Return a row with the status "timed"; x is moved twice in inference and five times in training."""
     x = 4 * prod(case.shapes[0])
     is_training = case.mode == "training" and case.network is None
     memory = {"kept": 2 * x, "peak": 5 * x} if is_training else {}
-    spreads = {"seconds": about(seconds), "copies": about(seconds / copy)}
+    spreads = {"seconds": about(seconds), "copies": about(seconds / copy_seconds)}
     moved = (2 if provider == COPY or not is_training else 5) * x
     row = Row(case, provider, "timed", error=2e-7, least=0.9 * seconds, samples=40, moved=moved)
     return replace(row, **spreads | memory | fields)
@@ -38,16 +38,16 @@ def timed(case, provider, seconds, copy, **fields):
 
 def rows_of(case, rng):
     """Return the rows of a case: the copy, attzoo eager and compiled, and a peer, which is the reference."""
-    copy = 2 * 4 * prod(case.shapes[0]) / 9e9
-    seconds = copy * COPIES[case.block] * (3.5 if case.mode == "training" else 1) * rng.uniform(0.9, 1.1)
+    copy_seconds = 2 * 4 * prod(case.shapes[0]) / 9e9
+    seconds = copy_seconds * COPIES[case.block] * (3.5 if case.mode == "training" else 1) * rng.uniform(0.9, 1.1)
     peer = PEERS.get(case.block, PLAIN)
     reference = {"reference": str(peer), "control": about(1)}
     ratio = rng.choice([0.7, 1.0, 1.01])
     return [
-        timed(case, COPY, copy, copy),
-        timed(case, OURS, seconds * ratio, copy, ratio=about(ratio), **reference),
-        timed(case, COMPILED, seconds * 0.6, copy, ratio=about(0.6), **reference),
-        timed(case, peer, seconds, copy, **reference),
+        timed(case, COPY, copy_seconds, copy_seconds),
+        timed(case, OURS, seconds * ratio, copy_seconds, ratio=about(ratio), **reference),
+        timed(case, COMPILED, seconds * 0.6, copy_seconds, ratio=about(0.6), **reference),
+        timed(case, peer, seconds, copy_seconds, **reference),
     ]
 
 
@@ -111,8 +111,8 @@ def test_all_lines_of_a_table_have_the_same_number_of_cells(run):
         assert {"attzoo beside its peers", "What a block costs a ResNet-50", "Every row: cbam"} <= {*sections}
         for lines in filter(None, sections.values()):
             starts = [i - 1 for i, line in enumerate(lines) if line[0] == "---"]   # a section may have several tables
-            for i, start in enumerate(starts):
-                assert {len(line) for line in lines[start : [*starts, None][i + 1]]} == {len(lines[start])}
+            for i, start_index in enumerate(starts):
+                assert {len(line) for line in lines[start_index : [*starts, None][i + 1]]} == {len(lines[start_index])}
 
 
 def test_every_row_is_listed_under_its_block_with_its_numbers(run):
@@ -140,7 +140,10 @@ def test_the_comparison_table_has_ranges_of_ratios_and_counts_of_verdicts(run):
     case = Case("eca", ((8, 256, 56, 56),))
     reference = {"reference": "timm", "control": about(1)}
     ratios = {"float32": 0.5, "float16": 1.01, "bfloat16": 1.5}
-    rows = [timed(replace(case, dtype=d), OURS, 1e-3, 5e-4, ratio=about(r), **reference) for d, r in ratios.items()]
+    rows = [
+        timed(replace(case, dtype=dtype), OURS, 1e-3, 5e-4, ratio=about(ratio), **reference)
+        for dtype, ratio in ratios.items()
+    ]
     unsteady = timed(
         replace(case, layout="channels last"), OURS, 1e-3, 5e-4, ratio=about(7), status="unsteady", **reference
     )
@@ -169,7 +172,9 @@ def test_the_ratio_of_a_peer_to_attzoo_is_inverted(run):
 def test_two_clocks_have_separate_groups(run):
     case, reference = Case("eca", ((8, 256, 56, 56),)), {"reference": "timm", "control": about(1)}
     ratios = {"graph": 0.5, "calls": 1}
-    rows = [timed(case, OURS, 1e-3, 5e-4, ratio=about(r), clock=clock, **reference) for clock, r in ratios.items()]
+    rows = [
+        timed(case, OURS, 1e-3, 5e-4, ratio=about(ratio), clock=clock, **reference) for clock, ratio in ratios.items()
+    ]
     lines = tables(report.markdown([replace(with_rows(run, rows), device="cuda")]))["attzoo beside its peers"]
     assert [line[0] for line in lines[2::2]] == ["**CUDA graphs replayed**", "**calls from Python**"]
     assert [line[4] for line in lines[3::2]] == ["0.50", "1.00"]
@@ -263,7 +268,9 @@ def parts(run):
         "failed": [Row(row.case, row.provider, "failed", why="no memory") for row in rows[:3]],
         "no networks": [row for row in rows if row.case.network is None],
         "only networks": [row for row in rows if row.case.network],
-        "no peers": [replace(r, ratio=None, control=None, reference=None) for r in rows[1::4] if not r.case.network],
+        "no peers": [
+            replace(row, ratio=None, control=None, reference=None) for row in rows[1::4] if not row.case.network
+        ],
         "one case": rows[:4],
     }
 
@@ -346,10 +353,10 @@ def test_a_page_has_the_same_tables_as_the_markdown(run):
 def test_pictures_show_the_numbers_of_the_rows(run):
     case = Case("se", ((8, 256, 56, 56),), "training")
     row = timed(case, OURS, 0.5, 0.04, kept=3 * 8 * 256 * 56 * 56, peak=14 * 8 * 256 * 56 * 56)
-    first, second = plots.pictures([with_rows(run, [row])])["alone"]
-    assert ">12.5<" in first.svg
-    assert ">3.50<" in second.svg
-    assert not re.search("#[0-9a-f]{6}", first.svg)   # all colours are variables of the page's style sheet
+    eager_picture, second_picture = plots.pictures([with_rows(run, [row])])["alone"]
+    assert ">12.5<" in eager_picture.svg
+    assert ">3.50<" in second_picture.svg
+    assert not re.search("#[0-9a-f]{6}", eager_picture.svg)   # all colours are variables of the page's style sheet
 
 
 def test_the_summary_plot_is_a_png_of_the_expected_width(run, tmp_path):
@@ -400,8 +407,8 @@ def test_runs_in_different_environments_are_refused_without_across(save, changes
         compare(*files)
     lines = tables(report.report(files, across=True))["Every row: se"][2:]
     names = {line[0] for line in lines if line[1]}
-    second = "another" if "machine" in changes else "AMD EPYC &lt;made up&gt;"
-    assert names == {"1: AMD EPYC &lt;made up&gt;", f"2: {second}"}
+    second_machine = "another" if "machine" in changes else "AMD EPYC &lt;made up&gt;"
+    assert names == {"1: AMD EPYC &lt;made up&gt;", f"2: {second_machine}"}
     assert "says nothing about" in report.report(files, across=True, html=True)
 
 
@@ -413,9 +420,9 @@ def test_a_report_without_files_is_refused():
 # ---- comparisons of two runs -----------------------------------------------------------------------------------------
 
 
-def compare_rows(save, before, after):
+def compare_rows(save, old_row, new_row):
     """Return the kinds of the changes between runs of one row each, and whether any is for the worse."""
-    table, worse = compare(save(rows=[before]), save(rows=[after]))
+    table, worse = compare(save(rows=[old_row]), save(rows=[new_row]))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     return [line[0] for line in lines[2:]], worse
 
@@ -443,8 +450,8 @@ BEFORE = timed(Case("se", ((8, 64, 56, 56),)), OURS, 1e-3, 5e-4)
     ],
 )
 def test_compare_lists_the_change_of_a_row(save, changes, kinds):
-    before = replace(BEFORE, seconds=about(1e-3, 0.001), copies=about(2, 0.001)) if len(kinds) == 0 else BEFORE
-    listed, worse = compare_rows(save, before, replace(before, **changes))
+    earlier_row = replace(BEFORE, seconds=about(1e-3, 0.001), copies=about(2, 0.001)) if len(kinds) == 0 else BEFORE
+    listed, worse = compare_rows(save, earlier_row, replace(earlier_row, **changes))
     assert listed == kinds
     assert worse == any(kind in ("slower", "now wrong", "now failed", "new and wrong") for kind in kinds)
 
@@ -457,16 +464,19 @@ def test_a_corrected_row_is_not_worse(save):
 
 def test_a_row_whose_reference_is_slower_too_is_unchanged(save):
     slower_fields = {"seconds": about(1.3e-3), "copies": about(2.6)}
-    before = replace(BEFORE, ratio=about(1), reference="timm")
-    assert compare_rows(save, before, replace(before, **slower_fields)) == ([], False)
-    assert compare_rows(save, before, replace(before, ratio=about(1.3), **slower_fields)) == (["slower"], True)
-    assert compare_rows(save, before, replace(before, reference="plain", **slower_fields)) == (["slower"], True)
+    old_row = replace(BEFORE, ratio=about(1), reference="timm")
+    assert compare_rows(save, old_row, replace(old_row, **slower_fields)) == ([], False)
+    assert compare_rows(save, old_row, replace(old_row, ratio=about(1.3), **slower_fields)) == (["slower"], True)
+    assert compare_rows(save, old_row, replace(old_row, reference="plain", **slower_fields)) == (["slower"], True)
 
 
 def test_a_slower_peer_is_listed_but_not_worse(save):
-    before = replace(BEFORE, provider=TIMM)
-    assert compare_rows(save, before, replace(before, seconds=about(1.3e-3), copies=about(2.6))) == (["slower"], False)
-    assert compare_rows(save, before, Row(BEFORE.case, TIMM, "wrong")) == (["now wrong"], True)
+    earlier_row = replace(BEFORE, provider=TIMM)
+    assert compare_rows(save, earlier_row, replace(earlier_row, seconds=about(1.3e-3), copies=about(2.6))) == (
+        ["slower"],
+        False,
+    )
+    assert compare_rows(save, earlier_row, Row(BEFORE.case, TIMM, "wrong")) == (["now wrong"], True)
 
 
 def test_unsteady_times_are_not_compared(save):

@@ -55,10 +55,10 @@ def expected_run(case, mode):
     return replace(run, output=y)
 
 
-def is_close(got, expected):
+def is_close(actual, expected):
     """Whether a float64 array differs from the expected one by at most 1e-5 times its largest magnitude."""
-    assert got.dtype == np.float64
-    return got.shape == expected.shape and np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert actual.dtype == np.float64
+    return actual.shape == expected.shape and np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module")

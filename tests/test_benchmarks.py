@@ -34,7 +34,7 @@ def test_spread_returns_the_quartiles():
 
 def test_ratios_are_paired_within_a_round():
     peer = [1.0, 10.0, 100.0, 1000.0, 2.0]   # the machine slows down and recovers
-    times = {"peer": peer, "ours": [0.5 * t for t in peer], "again": [1.1, 9.0, 100.0, 1010.0, 2.0]}
+    times = {"peer": peer, "ours": [0.5 * tensor for tensor in peer], "again": [1.1, 9.0, 100.0, 1010.0, 2.0]}
     assert paired(times, "ours", "peer") == Spread(0.5, 0.5, 0.5)
     assert paired(times, "again", "peer") == Spread(1.0, 1.0, 1.01)
     with pytest.raises(ValueError, match="longer"):
@@ -83,9 +83,9 @@ def test_the_last_results_of_all_turns_are_kept_alive():
         return result
 
     cpu = Cpu()
-    first, second = cpu.turn(call), cpu.turn(call)
-    first(3)
-    second(KEPT_RESULTS)
+    first_time, second_time = cpu.turn(call), cpu.turn(call)
+    first_time(3)
+    second_time(KEPT_RESULTS)
     assert alive_counts == [*range(KEPT_RESULTS), *(KEPT_RESULTS,) * 3]
 
 
@@ -209,10 +209,10 @@ def test_kept_counts_each_saved_tensor_once_and_no_inputs():
 
 def test_peak_counts_the_tensors_in_use_at_once():
     def call():
-        a = torch.zeros(100)
-        b = a + 1
-        del a
-        return b * 2 + 3   # b, b * 2 and the sum
+        first_tensor = torch.zeros(100)
+        second_tensor = first_tensor + 1
+        del first_tensor
+        return second_tensor * 2 + 3   # b, b * 2 and the sum
 
     assert memory.peak_bytes(call) == 1200
 
@@ -224,7 +224,7 @@ def test_peak_does_not_count_tensors_from_before_the_call():
 
 def test_resnet50_has_the_published_parameters():
     net = nets.ResNet50()
-    assert sum(p.numel() for p in net.parameters()) == 25_557_032   # torchvision's
+    assert sum(parameter.numel() for parameter in net.parameters()) == 25_557_032   # torchvision's
     assert net.eval()(torch.zeros(1, 3, 33, 40)).shape == (1, 1000)
 
 
@@ -271,9 +271,9 @@ def test_the_end_of_a_branch_in_one_call_equals_addition_and_relu(name, training
     assert not with_separate_calls.ends
     x, cotangent = torch.randn(3, 8, 6, 5).double(), torch.randn(3, 16, 3, 3).double()
     mode = "training" if training else "inference"
-    got, expected = (run_of(net, mode, [x], cotangent) for net in (with_one_call, with_separate_calls))
-    assert 0 < (got[0] == 0).double().mean() < 1
-    for tensor, expected_tensor in zip(got, expected, strict=True):
+    actual, expected = (run_of(net, mode, [x], cotangent) for net in (with_one_call, with_separate_calls))
+    assert 0 < (actual[0] == 0).double().mean() < 1
+    for tensor, expected_tensor in zip(actual, expected, strict=True):
         torch.testing.assert_close(tensor, expected_tensor, rtol=0, atol=1e-12)
 
 
@@ -390,8 +390,8 @@ def test_a_written_run_is_read_unchanged(tmp_path):
     wrong_row = replace(timed((1, 1, 1)), status="wrong", why="0.1 off", ratio=None, provider=Provider("plain", "jax"))
     written = run_with(timed((0.7, 0.75, 0.8)), wrong_row)
     runs.write(tmp_path / "new" / "r.json", written)
-    read = runs.read(tmp_path / "new" / "r.json")
-    assert replace(read, rows=tuple(read.rows), left=()) == written
+    read_arrays = runs.read(tmp_path / "new" / "r.json")
+    assert replace(read_arrays, rows=tuple(read_arrays.rows), left=()) == written
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.json"]
 
 
@@ -441,14 +441,14 @@ def test_a_quick_run_writes_its_file_and_prints_the_path(tiny, tmp_path):
     result = CliRunner().invoke(app, ["run", "--device", "cpu", "--out", str(path)])
     assert result.exit_code == 0, result.output
     assert f"report {path}" in result.output.replace("\n", "")
-    read = runs.read(path)
-    assert [(row.case, str(row.provider)) for row in read.rows] == [
+    read_arrays = runs.read(path)
+    assert [(row.case, str(row.provider)) for row in read_arrays.rows] == [
         (case, provider) for case in TINY for provider in ("attzoo", "copy")
     ]
-    assert {row.status for row in read.rows} <= {"timed", "unsteady"}
-    assert all(row.seconds.median > 0 for row in read.rows)
-    assert read.flags["threads"] == 1
-    assert not read.left
+    assert {row.status for row in read_arrays.rows} <= {"timed", "unsteady"}
+    assert all(row.seconds.median > 0 for row in read_arrays.rows)
+    assert read_arrays.flags["threads"] == 1
+    assert not read_arrays.left
 
 
 def test_an_existing_file_is_refused_before_anything_is_measured(tiny, tmp_path, monkeypatch):
@@ -462,9 +462,9 @@ def test_no_case_is_started_after_the_time_is_over(monkeypatch):
     monkeypatch.setattr(run, "measure", lambda case, bench, keras_candidates: [replace(timed((1, 1, 1)), case=case)])
     clock = itertools.count(step=50)
     monkeypatch.setattr(run, "monotonic", lambda: next(clock))
-    rows, left = run.measure_cases(Suite(TINY * 3, 1.0), Bench("cpu", PACE), lambda subject: ())
+    rows, cases_left = run.measure_cases(Suite(TINY * 3, 1.0), Bench("cpu", PACE), lambda subject: ())
     assert [row.case for row in rows] == [TINY[0]]
-    assert left == (TINY * 3)[1:]
+    assert cases_left == (TINY * 3)[1:]
 
 
 def test_rows_from_before_an_interruption_are_returned(monkeypatch):
@@ -474,8 +474,8 @@ def test_rows_from_before_an_interruption_are_returned(monkeypatch):
         return [replace(timed((1, 1, 1)), case=case)]
 
     monkeypatch.setattr(run, "measure", measure)
-    rows, left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
-    assert ([row.case for row in rows], left) == ([TINY[0]], TINY[1:])
+    rows, cases_left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
+    assert ([row.case for row in rows], cases_left) == ([TINY[0]], TINY[1:])
 
 
 def test_the_other_cases_are_measured_if_one_raises(monkeypatch):
@@ -485,10 +485,10 @@ def test_the_other_cases_are_measured_if_one_raises(monkeypatch):
         return [replace(timed((1, 1, 1)), case=case)]
 
     monkeypatch.setattr(run, "measure", measure)
-    rows, left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
+    rows, cases_left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
     assert [(row.case, row.status) for row in rows] == [(TINY[0], "failed"), *((case, "timed") for case in TINY[1:])]
     assert rows[0].why == "RuntimeError: the device failed"
-    assert not left
+    assert not cases_left
 
 
 def test_the_remaining_time_is_estimated_by_weight():

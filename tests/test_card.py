@@ -18,7 +18,7 @@ BLOCKS = list(registry.BLOCKS)
 def test_every_argument_has_a_description_and_its_default(name):
     block_card = attzoo.info(name)
     spec_fields = fields(registry.get(name, backend="numpy"))
-    assert [a.name for a in block_card.arguments] == [f.name for f in spec_fields]
+    assert [argument.name for argument in block_card.arguments] == [field.name for field in spec_fields]
     for argument, field in zip(block_card.arguments, spec_fields, strict=True):
         assert argument.about.endswith("."), argument
         assert argument.required == (argument.name == "channels" or argument.channels_of != "")
@@ -39,7 +39,7 @@ def test_text_has_formula_use_source_and_differences(name):
 def test_parameters_equal_those_of_the_torch_block(name, channels):
     block_card = attzoo.info(name)
     block = block_card.create(channels, backend="torch")
-    assert block_card.parameters(channels) == sum(p.numel() for p in block.parameters())
+    assert block_card.parameters(channels) == sum(parameter.numel() for parameter in block.parameters())
     assert block_card.weights(channels).keys() == attzoo.weights(block).keys()
 
 
@@ -60,7 +60,7 @@ def test_plain_text_fits_the_width_and_keeps_every_word(name, width):
     text = block_card.plain(channels=32, width=width)
     assert max(map(len, text.splitlines())) <= width
     assert not any(line != line.rstrip() for line in text.splitlines())
-    for passage in (block_card.text, *(a.about for a in block_card.arguments), *block_card.weights(32)):
+    for passage in (block_card.text, *(argument.about for argument in block_card.arguments), *block_card.weights(32)):
         assert " ".join(passage.split()) in " ".join(text.split())
     words = " ".join(text.split())
     assert f"{block_card.parameters(32):,} trainable parameters; {block_card.macs(32):,} multiply-adds" in words
@@ -116,7 +116,7 @@ def test_the_error_for_an_unknown_name_proposes_the_nearest():
 def test_usage_is_valid_python():
     for name in BLOCKS:
         block = eval(attzoo.info(name).usage(8), {"attzoo": attzoo})
-        assert attzoo.info(name).parameters(8) == sum(p.numel() for p in block.parameters())
+        assert attzoo.info(name).parameters(8) == sum(parameter.numel() for parameter in block.parameters())
 
 
 def test_variants_are_shown_with_the_results_of_their_rules(monkeypatch):
@@ -227,7 +227,7 @@ def third_party(tmp_path, monkeypatch):
 def test_a_third_party_block_has_a_card(third_party):
     assert third_party.backends == ("keras",)
     assert third_party.title == "wide"
-    assert [a.about for a in third_party.arguments] == ["", "how many."]
+    assert [argument.about for argument in third_party.arguments] == ["", "how many."]
     assert third_party.usage(8) == 'attzoo.create("wide", 8, heads=..., backend="keras")'
     for text in (third_party.plain(), third_party.markdown()):
         assert "depend on heads" in text

@@ -31,11 +31,11 @@ def run(*arguments, code=0):
 
 def error_of(*arguments):
     """Return the error that `attzoo ...` prints on stderr."""
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
-    assert isinstance(end.value.code, str)   # printed on stderr, with exit code 1
-    assert "\n" not in end.value.code
-    return end.value.code
+    assert isinstance(exit_info.value.code, str)   # printed on stderr, with exit code 1
+    assert "\n" not in exit_info.value.code
+    return exit_info.value.code
 
 
 def fail_with(err):
@@ -259,9 +259,9 @@ def test_convert_to_a_state_dict(saved, ending):
     gate, path, inputs = saved
     out = path.with_suffix(ending)
     assert run("convert", str(path), str(out)).output.startswith(f"{out}: attention_gate, torch, ")
-    twin = type(gate)(**gate.spec.config()).eval()
-    twin.load_state_dict(torch.load(out, weights_only=True))
-    assert np.array_equal(outputs(twin, inputs), outputs(gate, inputs))
+    rebuilt = type(gate)(**gate.spec.config()).eval()
+    rebuilt.load_state_dict(torch.load(out, weights_only=True))
+    assert np.array_equal(outputs(rebuilt, inputs), outputs(gate, inputs))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
@@ -287,8 +287,8 @@ def test_convert_to_keras_weights(saved):
     layer = attzoo.create("attention_gate", backend="keras", **gate.spec.config())
     attzoo.weights(layer)   # builds the layer
     keras.saving.load_weights(layer, out)
-    expected, got = attzoo.weights(gate), attzoo.weights(layer)
-    assert all(np.array_equal(got[name], expected[name]) for name in expected)
+    expected, actual = attzoo.weights(gate), attzoo.weights(layer)
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
 
 
 def test_convert_to_a_portable_file_writes_the_same_bytes(saved):
@@ -373,7 +373,7 @@ def test_failed_convert_leaves_the_old_file_unchanged(saved, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     assert error_of("convert", str(path), str(out)) == f"attzoo: {out}: No space left on device"
     assert out.read_bytes() == b"old"
-    assert sorted(p.name for p in path.parent.iterdir()) == ["gate.pt", "gate.safetensors"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["gate.pt", "gate.safetensors"]
 
 
 def test_convert_keeps_the_permissions_of_the_replaced_file(saved):

@@ -34,7 +34,7 @@ REFUSED = [   # block, arguments, error message
     ("unet", (1, 2, (4, 8)), {"skip": "eca", "skip_options": [{"kernel_size": 3, "gamma": 1.5}]},
      SIZE.format("gamma", "gamma", 1.5, 3)),
     ("unet", (1, 2, (4, 8, 8)), {"gated": 1, "skip_options": [{"inter_channels": 3}, {}]},
-     r"skip_options must be \{\} for the 1 finest levels, without a gate, got \[\{'inter_channels': 3\}\]$"),
+     r"skip_options must be \{\} for the 1 finest levels, which have no gate, got \[\{'inter_channels': 3\}\]$"),
 ]   # fmt: skip
 
 
@@ -134,8 +134,8 @@ def test_older_safetensors_files_load(name, backend, tmp_path):
     config, arguments = OLD[name]
     block = attzoo.create(name, backend="torch", **arguments)
     arrays = attzoo.weights(block)
-    about = json.dumps({"format": 1, "block": name, "config": config})
-    (tmp_path / "a").write_bytes(safetensors.numpy.save(arrays, metadata={"attzoo": about}))
+    metadata = json.dumps({"format": 1, "block": name, "config": config})
+    (tmp_path / "a").write_bytes(safetensors.numpy.save(arrays, metadata={"attzoo": metadata}))
     loaded = attzoo.load(tmp_path / "a", backend=backend)
     assert loaded.spec == block.spec
     assert all(np.array_equal(array, arrays[n]) for n, array in attzoo.weights(loaded).items())
@@ -193,7 +193,7 @@ def test_choice_accepts_numpy_integers(value):
 
 def test_old_names_of_initialization_warn():
     weight = Weight((2,), "uniform", 1.0)
-    with pytest.warns(DeprecationWarning, match=r"Weight\.start is now Weight\.initialization"):
+    with pytest.warns(DeprecationWarning, match=r"Weight\.start is deprecated .*: use Weight\.initialization"):
         assert weight.start == "uniform"
-    with pytest.warns(DeprecationWarning, match=r"attzoo\.ops\.torch\.start is now attzoo\.ops\.torch\.initialize"):
+    with pytest.warns(DeprecationWarning, match=r"attzoo\.ops\.torch\.start is deprecated .*torch\.initialize"):
         assert torch_ops.start is torch_ops.initialize

@@ -30,16 +30,16 @@ def places(image):
 @pytest.mark.parametrize("size", [None, (7, 9)])
 def test_each_channel_gets_mean_0_and_deviation_1(size):
     image = np.stack([BYTES[..., 0] * 1.0, BYTES[..., 1] * 1e-3 + 3e4, np.full((6, 5), 1234.567), np.full((6, 5), 0.1)])
-    before = image.copy()
-    got = Preparation(size)(image)
-    np.testing.assert_array_equal(image, before)
-    assert got.dtype == np.float32
-    assert got.shape == (4, *(size or (6, 5)))
-    np.testing.assert_allclose(got[:2].mean((1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(got[:2].std((1, 2)), 1, rtol=1e-4)
-    assert not got[2:].any()
+    original = image.copy()
+    actual = Preparation(size)(image)
+    np.testing.assert_array_equal(image, original)
+    assert actual.dtype == np.float32
+    assert actual.shape == (4, *(size or (6, 5)))
+    np.testing.assert_allclose(actual[:2].mean((1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(actual[:2].std((1, 2)), 1, rtol=1e-4)
+    assert not actual[2:].any()
     if size is None:
-        np.testing.assert_allclose(got[0], (image[0] - image[0].mean()) / image[0].std(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[0], (image[0] - image[0].mean()) / image[0].std(), rtol=1e-4, atol=1e-5)
 
 
 def test_other_normalisations():
@@ -49,8 +49,8 @@ def test_other_normalisations():
     for array in (BYTES > 99, VOLUME[0]):
         np.testing.assert_array_equal(unit(array), array.astype(np.float32))
     np.testing.assert_array_equal(none(WORDS[None]), WORDS[None])
-    same = VOLUME[0].astype(np.float32)
-    assert not np.shares_memory(none(same), same)
+    unchanged = VOLUME[0].astype(np.float32)
+    assert not np.shares_memory(none(unchanged), unchanged)
     with pytest.raises(ValueError, match="normalise must be one of 'zscore', 'unit', 'none', got 'minmax'"):
         Preparation(normalise="minmax")
     with pytest.raises(ValueError, match="size must be >= 1, got 0"):
@@ -110,10 +110,10 @@ def test_a_folder_has_the_channels_axes_and_samples_of_its_files(tmp_path):
     image, mask = Folder(pairs, Preparation((12, 20)), classes=7)[0, 1]
     assert image.shape == (3, 12, 20)
     assert mask[0, ::4].tolist() == [0, 6, 255, 1, 0]
-    few = Folder(pairs, classes=6)
-    assert few[0, 0][1].max() == 255
+    few_pairs = Folder(pairs, classes=6)
+    assert few_pairs[0, 0][1].max() == 255
     with pytest.raises(ValueError, match=r"class indices from 0 to 5, or 255 to ignore, in .*b_mask.png, got 6"):
-        few[0, 1]
+        few_pairs[0, 1]
     write_array(pairs[0][1], np.full((6, 5), 300, np.uint16))
     with pytest.raises(ValueError, match=r"class indices from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300"):
         assert Folder(pairs).counts
@@ -122,9 +122,9 @@ def test_a_folder_has_the_channels_axes_and_samples_of_its_files(tmp_path):
     with pytest.raises(ValueError, match="classes must be <= 255, because masks ignore the value 255, got 256"):
         Folder(pairs, classes=256)
     write_array(pairs[1][0], BYTES[1:, :, :3])
-    few.classes = None
+    few_pairs.classes = None
     with pytest.raises(ValueError, match=r"b.png and its mask to keep the size \(6, 5\), got \(5, 5\) and \(6, 5\)"):
-        few[0, 1]
+        few_pairs[0, 1]
 
 
 DTYPES = np.uint8, np.uint16, np.float32, np.float64, np.int16
@@ -161,10 +161,10 @@ def test_images_of_few_bits_are_refused_if_they_are_not_normalised(normalise, bi
         with pytest.raises(ValueError, match=rf"a.tif: expected .* got integers up to {2**bits - 1}, .*: {fix}"):
             Folder([(image, mask)], Preparation(normalise=normalise))
     else:
-        got, _ = Folder([(image, mask)], Preparation(normalise=normalise))[0, 0]
+        actual, _ = Folder([(image, mask)], Preparation(normalise=normalise))[0, 0]
         expected = {"unit": greys / 3, "none": greys * ((2**bits - 1) // 3)}
         if normalise in expected:
-            np.testing.assert_allclose(got[0], expected[normalise], rtol=1e-6)
+            np.testing.assert_allclose(actual[0], expected[normalise], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 5), (6, 5, 3)])
@@ -201,13 +201,13 @@ def test_unit_refuses_integers_that_would_become_almost_zero(dtype, tmp_path):
     small, large = BYTES[None, ..., 0].astype(dtype), (BYTES[None, ..., 0].astype(dtype) + 1) << 20
     for array in (small, large):
         path = write_array(tmp_path / "a.npy", array[0])
-        for read in (lambda _, array=array: array, unit.read):
+        for read_file in (lambda _, array=array: array, unit.read):
             if array is small:
                 message = rf"fill the range of {np.dtype(dtype)} for --normalise unit, got at most \d+: save the im"
                 with pytest.raises(ValueError, match=message):
-                    unit(read(path))
+                    unit(read_file(path))
             else:
-                np.testing.assert_allclose(unit(read(path)), array / np.float64(np.iinfo(dtype).max), rtol=1e-6)
+                np.testing.assert_allclose(unit(read_file(path)), array / np.float64(np.iinfo(dtype).max), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +224,12 @@ def test_images_and_masks_that_do_not_match_raise(image, mask, message, tmp_path
         write_array(tmp_path / f"b{part}{'.png' if array.dtype == np.uint8 and len(array) > 1 else '.npy'}", array)
         for part, array in (("", image), ("_mask", mask))
     ]
-    first = (write_array(tmp_path / "a.npy", BYTES[..., 0]), write_array(tmp_path / "a_mask.npy", BYTES[..., 0] // 2))
+    first_pair = (
+        write_array(tmp_path / "a.npy", BYTES[..., 0]),
+        write_array(tmp_path / "a_mask.npy", BYTES[..., 0] // 2),
+    )
     with pytest.raises(ValueError, match=message):
-        Folder([first, tuple(paths)])
+        Folder([first_pair, tuple(paths)])
 
 
 def test_error_for_a_picture_saved_as_array_says_that_it_is_read_as_a_volume(tmp_path):
@@ -240,6 +243,8 @@ def test_error_for_a_picture_saved_as_array_says_that_it_is_read_as_a_volume(tmp
     ((6, 5), (6, 5, 1), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((6, 5), (1, 6, 5), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((2, 6, 5, 4), (6, 5, 4), r": .*a.npy holds 2 x 6 x 5 x 4; save channels as the last axis, \(D, H, W, C\)"),
+    ((6, 5), (6, 5, 3), r": if each channel of the mask is a class, save the argmax over channels, an array \(H, W\)"),
+    ((6, 5), (3, 6, 5), r": if each channel of the mask is a class, save the argmax over channels, an array \(H, W\)"),
     ((6, 5), (6, 4), ": resize the mask with nearest-neighbour"),
 ])   # fmt: skip
 def test_arrays_with_other_axes_than_their_masks_are_refused_with_the_fix(image, mask, fix, tmp_path):

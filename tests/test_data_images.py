@@ -60,18 +60,18 @@ def test_files_are_read_unchanged(name, tmp_path):
     content, image, mask = PICTURES[name]
     path = tmp_path / name
     content.save(path) if isinstance(content, Image.Image) else write_array(path, content)
-    got = read_image(path)
-    assert got.dtype == image.dtype
-    assert got.dtype.isnative
-    np.testing.assert_array_equal(got, image)
+    actual = read_image(path)
+    assert actual.dtype == image.dtype
+    assert actual.dtype.isnative
+    np.testing.assert_array_equal(actual, image)
     assert read_shape(path) == image.shape
     if mask is None:
         with pytest.raises(ValueError, match=f"cannot read .*{name}: expected integers >= 0 as classes"):
             read_mask(path)
     else:
-        got = read_mask(path)
-        assert got.dtype == np.int64
-        np.testing.assert_array_equal(got, mask)
+        actual = read_mask(path)
+        assert actual.dtype == np.int64
+        np.testing.assert_array_equal(actual, mask)
 
 
 def test_a_scaled_volume_and_a_photograph(tmp_path):
@@ -112,7 +112,7 @@ def test_pictures_are_turned_upright(tmp_path, kind, orientation):
 ADAM7 = (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
 
 
-def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0):
+def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, removed_bytes=0):
     """Return the bytes of a PNG.
 
     Args:
@@ -122,7 +122,7 @@ def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0
         before: chunks before the samples.
         after: chunks after the samples.
         interlaced: whether the samples are interlaced.
-        cut: number of bytes left out at the end of the samples, before compression.
+        removed_bytes: number of bytes left out at the end of the samples, before compression.
 
     """
     rows = b""
@@ -131,9 +131,9 @@ def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0
         for row in part.reshape(len(part), -1) if part.size else ():
             packed = np.unpackbits(row.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, -bits:]
             rows += b"\0" + np.packbits(packed).tobytes()
-    head = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, interlaced)
-    data = zlib.compress(rows[: len(rows) - cut])
-    parts = chunk(b"IHDR", head) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, interlaced)
+    data = zlib.compress(rows[: len(rows) - removed_bytes])
+    parts = chunk(b"IHDR", header) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
@@ -173,8 +173,8 @@ def below(limit, *shape, dtype=np.uint16):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_grey_png_of_any_depth_gives_its_samples(bits, tmp_path):
     array = below(2**bits)
-    for name, before in (("a.png", b""), ("transparent.png", chunk(b"tRNS", b"\0\1"))):
-        (tmp_path / name).write_bytes(png(array, bits, before=before))
+    for name, extra_chunks in (("a.png", b""), ("transparent.png", chunk(b"tRNS", b"\0\1"))):
+        (tmp_path / name).write_bytes(png(array, bits, before=extra_chunks))
         np.testing.assert_array_equal(read_image(tmp_path / name), array[None])
         np.testing.assert_array_equal(read_mask(tmp_path / name), array)
         np.testing.assert_allclose(read_image(tmp_path / name, unit=True), array[None] / (2**bits - 1), rtol=1e-6)
@@ -184,11 +184,11 @@ def test_grey_png_of_any_depth_gives_its_samples(bits, tmp_path):
 def test_colours_of_16_bits_keep_all_of_them(kind, channels, tmp_path):
     array = below(2**16, 6, 5, channels)
     for bits, transparent in ((8, b"\0\1" * 3), (16, b"\0\1" * 3)):
-        before = chunk(b"tRNS", transparent) if kind == 2 else b""
-        (tmp_path / "deep.png").write_bytes(png(array >> 16 - bits, bits, kind, before))
-        got = read_image(tmp_path / "deep.png")
-        assert got.dtype == f"uint{bits}"
-        np.testing.assert_array_equal(got, np.moveaxis(array >> 16 - bits, -1, 0))
+        extra_chunks = chunk(b"tRNS", transparent) if kind == 2 else b""
+        (tmp_path / "deep.png").write_bytes(png(array >> 16 - bits, bits, kind, extra_chunks))
+        actual = read_image(tmp_path / "deep.png")
+        assert actual.dtype == f"uint{bits}"
+        np.testing.assert_array_equal(actual, np.moveaxis(array >> 16 - bits, -1, 0))
         assert read_shape(tmp_path / "deep.png") == (channels, 6, 5)
 
 
@@ -197,9 +197,9 @@ def test_colours_of_16_bits_keep_all_of_them(kind, channels, tmp_path):
 ])   # fmt: skip
 def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path):
     """The last bytes of a PNG are IEND, of 12 bytes; before them are the data, with a checksum of 4 bytes."""
-    before = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
+    extra_chunks = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
     array = below(16 if kind == 3 else 2**bits, 64, 48, channels)
-    data = bytearray(png(array, bits, kind, before))
+    data = bytearray(png(array, bits, kind, extra_chunks))
     (tmp_path / "a.png").write_bytes(data)
     assert read_image(tmp_path / "a.png").shape[1:] == (64, 48)
     message = r"a.png: (expected a whole PNG, got a damaged file: .*IDAT|broken data)"
@@ -207,9 +207,9 @@ def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path
         damaged = data.copy()
         damaged[at] ^= 1
         (tmp_path / "a.png").write_bytes(damaged)
-        for read in (read_image, read_mask):
+        for read_file in (read_image, read_mask):
             with pytest.raises(ValueError, match=message):
-                read(tmp_path / "a.png")
+                read_file(tmp_path / "a.png")
 
 
 def bitmap(array, bits, palette, has_core_header=False):
@@ -225,8 +225,8 @@ def bitmap(array, bits, palette, has_core_header=False):
     else:
         info_header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, len(rows), 0, 0, len(palette), 0)
         colors = b"".join(bytes((*color[::-1], 0)) for color in palette)
-    start = 14 + len(info_header) + len(colors)
-    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + info_header + colors + rows
+    pixels_start = 14 + len(info_header) + len(colors)
+    return b"BM" + struct.pack("<IHHI", pixels_start + len(rows), 0, 0, pixels_start) + info_header + colors + rows
 
 
 @pytest.mark.parametrize(("bits", "greys", "core"), [
@@ -244,9 +244,9 @@ def test_a_bmp_of_a_grey_palette_gives_its_indices_and_greys(bits, greys, core, 
 
 def test_an_index_beyond_the_palette_of_a_bmp_is_refused(tmp_path):
     (tmp_path / "a.bmp").write_bytes(bitmap(np.array([[0, 1, 2]]), 8, [(0,) * 3, (255,) * 3]))
-    for read in (read_image, read_mask):
+    for read_file in (read_image, read_mask):
         with pytest.raises(ValueError, match=r"a.bmp: expected indices below 2, .*, got 2: save .*, .* as RGB$"):
-            read(tmp_path / "a.bmp")
+            read_file(tmp_path / "a.bmp")
 
 
 def test_an_index_beyond_the_palette_of_a_png_is_refused(tmp_path):
@@ -281,9 +281,9 @@ def test_tiff_gives_its_samples(name, tmp_path):
     array, options = TIFFS[name]
     tifffile.imwrite(tmp_path / "a.tif", array, **options)
     expected = array[None] if array.ndim == 2 else array if "planar" in name else np.moveaxis(array, -1, 0)
-    got = read_image(tmp_path / "a.tif")
-    assert got.dtype == array.dtype
-    np.testing.assert_array_equal(got, expected)
+    actual = read_image(tmp_path / "a.tif")
+    assert actual.dtype == array.dtype
+    np.testing.assert_array_equal(actual, expected)
     assert read_shape(tmp_path / "a.tif") == expected.shape
 
 
@@ -313,16 +313,16 @@ def test_unit_divides_by_the_largest_of_the_declared_bits(name, largest, tmp_pat
     array, options = TIFFS[name]
     tifffile.imwrite(tmp_path / "a.tif", array, **options)
     prepare = Preparation(normalise="unit")
-    got = prepare(prepare.read(tmp_path / "a.tif"))
-    np.testing.assert_allclose(got, (array / largest).reshape(got.shape), rtol=1e-6)
+    actual = prepare(prepare.read(tmp_path / "a.tif"))
+    np.testing.assert_allclose(actual, (array / largest).reshape(actual.shape), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, bool])
 def test_an_image_whose_smallest_value_is_white_is_refused(dtype, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", BYTES[..., 0].astype(dtype), photometric="miniswhite")
-    for read in (read_image, read_shape):
+    for read_file in (read_image, read_shape):
         with pytest.raises(ValueError, match=r"a.tif: expected grey or colours, got .* MinIsWhite.*; save the"):
-            read(tmp_path / "a.tif")
+            read_file(tmp_path / "a.tif")
 
 
 def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
@@ -338,9 +338,9 @@ def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
 def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(to_16_bits, tmp_path):
     colors = np.concatenate([below(256, 3, 15), np.zeros((3, 241), np.uint16)], 1).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="palette", colormap=to_16_bits(colors))
-    got = read_image(tmp_path / "a.tif")
-    assert got.dtype == np.uint8
-    np.testing.assert_array_equal(got, colors[:, INDICES])
+    actual = read_image(tmp_path / "a.tif")
+    assert actual.dtype == np.uint8
+    np.testing.assert_array_equal(actual, colors[:, INDICES])
     labels = Labels(tuple(map(tuple, colors.T[:15].tolist())))
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", labels), INDICES)
 
@@ -384,10 +384,10 @@ def test_pixels_that_a_transparency_mask_leaves_out_are_refused(left_out, tmp_pa
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(BYTES[..., 0], photometric="minisblack", metadata=None)
         writer.write(is_valid, photometric="mask", subfiletype=4, compression="zlib", metadata=None)
-    for read in (read_image, read_mask, lambda path: read_mask(path, Labels((0, 255)))):
+    for read_file in (read_image, read_mask, lambda path: read_mask(path, Labels((0, 255)))):
         if left_out:
             with pytest.raises(ValueError, match=r"a.tif: expected a value in every pixel, got 3 pixels .* transp"):
-                read(tmp_path / "a.tif")
+                read_file(tmp_path / "a.tif")
     if not left_out:
         np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], BYTES[..., 0])
         np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
@@ -401,7 +401,7 @@ def unwritten(path, options, at):
         for name in ("Offsets", "ByteCounts"):
             tag = page.tags[("Tile" if "tile" in options else "Strip") + name]
             values = list(np.atleast_1d(tag.value))
-            tag.overwrite([int(v) if i < at else 0 for i, v in enumerate(values)])
+            tag.overwrite([int(value) if i < at else 0 for i, value in enumerate(values)])
     return len(values) - at
 
 
@@ -411,9 +411,9 @@ def unwritten(path, options, at):
 def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_path):
     missing = unwritten(tmp_path / "a.tif", options, at)
     message = f"a.tif: expected all {at + missing} strips or tiles, got {at}, with {missing} never written"
-    for read in (read_image, read_mask, read_shape):
+    for read_file in (read_image, read_mask, read_shape):
         with pytest.raises(ValueError, match=message):
-            read(tmp_path / "a.tif")
+            read_file(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(("bits", "kind", "channels"), [
@@ -422,17 +422,17 @@ def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_p
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp_path):
     """A stream of data that ends early, and rightly, as a writer leaves it that was stopped: the rest became 0."""
-    before = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
+    extra_chunks = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
     array = below(16 if kind == 3 else 2**bits, 9, 11, channels)
     path = tmp_path / "a.png"
-    path.write_bytes(png(array, bits, kind, before, interlaced=interlaced))
-    for read in (read_image, read_mask) if channels == 1 else (read_image,):
-        read(path)
-    for cut in (1, 12, 40):
-        path.write_bytes(png(array, bits, kind, before, interlaced=interlaced, cut=cut))
-        for read in (read_image, read_mask):
+    path.write_bytes(png(array, bits, kind, extra_chunks, interlaced=interlaced))
+    for read_file in (read_image, read_mask) if channels == 1 else (read_image,):
+        read_file(path)
+    for byte_count in (1, 12, 40):
+        path.write_bytes(png(array, bits, kind, extra_chunks, interlaced=interlaced, removed_bytes=byte_count))
+        for read_file in (read_image, read_mask):
             with pytest.raises(ValueError, match=r"a.png: (expected a whole PNG, got \d+ of \d+ by|.* truncated)"):
-                read(path)
+                read_file(path)
 
 
 def test_unit_gives_float32(tmp_path):
@@ -477,18 +477,18 @@ def test_a_jpeg_with_huffman_tables_before_the_frame_header_is_read(tmp_path):
 def test_a_jpeg_of_12_bits_is_refused(tmp_path):
     data = imagecodecs.jpeg8_encode(below(4096, 64, 64), bitspersample=12, level=95)
     (tmp_path / "a.jpg").write_bytes(data)
-    for read in (read_image, read_mask, read_shape):
+    for read_file in (read_image, read_mask, read_shape):
         with pytest.raises(ValueError, match=r"a.jpg: expected a JPEG of 8 bits, got .* 12 bits per sample: convert"):
-            read(tmp_path / "a.jpg")
+            read_file(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (12, np.uint16), (16, np.uint16)])
 def test_jpeg_2000_keeps_its_depth(bits, dtype, tmp_path):
     array = below(2**bits, 32, 48, 3).astype(dtype)
     (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(array, level=0, bitspersample=bits))
-    got = read_image(tmp_path / "a.jp2")
-    assert got.dtype == dtype
-    np.testing.assert_array_equal(got, np.moveaxis(array, -1, 0))
+    actual = read_image(tmp_path / "a.jp2")
+    assert actual.dtype == dtype
+    np.testing.assert_array_equal(actual, np.moveaxis(array, -1, 0))
     assert read_shape(tmp_path / "a.jp2") == (3, 32, 48)
     largest = read_image(tmp_path / "a.jp2", unit=True)
     np.testing.assert_allclose(largest, np.moveaxis(array, -1, 0) / (2**bits - 1), rtol=1e-6)
@@ -496,14 +496,14 @@ def test_jpeg_2000_keeps_its_depth(bits, dtype, tmp_path):
 
 def test_a_16_bit_pgm_is_of_16_bits_and_other_maxima_are_refused(tmp_path):
     (tmp_path / "a.pgm").write_bytes(b"P5 # a comment\n5 6\n65535\n" + WORDS.astype(">u2").tobytes())
-    got = read_image(tmp_path / "a.pgm")
-    assert got.dtype == np.uint16
-    np.testing.assert_array_equal(got, WORDS[None])
+    actual = read_image(tmp_path / "a.pgm")
+    assert actual.dtype == np.uint16
+    np.testing.assert_array_equal(actual, WORDS[None])
     np.testing.assert_array_equal(read_mask(tmp_path / "a.pgm"), WORDS)
     (tmp_path / "b.pgm").write_bytes(b"P5\n5 6\n3\n" + (WORDS & 3).astype(np.uint8).tobytes())
-    for read in (read_image, read_mask, read_shape):
+    for read_file in (read_image, read_mask, read_shape):
         with pytest.raises(ValueError, match=r"b.pgm: expected PGM of maximum 255 or 65535, or PPM of 255, got 3"):
-            read(tmp_path / "b.pgm")
+            read_file(tmp_path / "b.pgm")
 
 
 PNMS = {
@@ -519,29 +519,29 @@ PNMS = {
 
 @pytest.mark.parametrize("name", PNMS)
 def test_a_pnm_with_a_second_picture_is_refused(name, tmp_path):
-    for end in (b"", b"\n"):
-        (tmp_path / "a.pnm").write_bytes(PNMS[name] + end)
+    for separator in (b"", b"\n"):
+        (tmp_path / "a.pnm").write_bytes(PNMS[name] + separator)
         assert read_image(tmp_path / "a.pnm").shape[1:] == (6, 5)
     (tmp_path / "a.pnm").write_bytes(PNMS[name] * 2)
-    for read in (read_image, read_shape):
+    for read_file in (read_image, read_shape):
         with pytest.raises(ValueError, match=r"a.pnm: expected one picture, got more data after it; save each picture"):
-            read(tmp_path / "a.pnm")
+            read_file(tmp_path / "a.pnm")
 
 
 def test_a_npy_file_with_a_second_array_is_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(encoded(WORDS, "npy") * 2)
     size = len(encoded(WORDS, "npy"))
-    for read in (read_image, read_mask, read_shape):
+    for read_file in (read_image, read_mask, read_shape):
         message = f"a.npy: expected one array, got {size} more bytes after it; save each array in"
         with pytest.raises(ValueError, match=message):
-            read(tmp_path / "a.npy")
+            read_file(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [(np.uint32, 2**31), (np.int64, 2**40), (np.float64, 1e9)])
 def test_zscore_keeps_the_contrast_of_large_numbers(dtype, offset):
     small = BYTES[None, ..., 0]
-    got = Preparation()((small + dtype(offset)).astype(dtype))
-    np.testing.assert_allclose(got, Preparation()(small), rtol=1e-5, atol=1e-6)
+    actual = Preparation()((small + dtype(offset)).astype(dtype))
+    np.testing.assert_allclose(actual, Preparation()(small), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "power"), [(np.float32, -90), (np.float32, 30), (np.float64, -300)])
@@ -570,8 +570,8 @@ def encoded(array, kind):
     """Return the bytes of a file of this kind with an array."""
     data = io.BytesIO()
     if kind == "frames":
-        first, *further_bands = bands(array, 3)
-        first.save(data, format="TIFF", save_all=True, append_images=further_bands)
+        first_band, *further_bands = bands(array, 3)
+        first_band.save(data, format="TIFF", save_all=True, append_images=further_bands)
     elif kind == "npz":
         np.savez(data, array)
     elif kind == "npy":
@@ -641,16 +641,16 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_files_that_cannot_be_read_are_named(name, tmp_path):
     (tmp_path / name).write_bytes(BROKEN[name])
-    for read in (read_image, read_mask):
+    for read_file in (read_image, read_mask):
         with pytest.raises(ValueError, match=f"^cannot read .*{name}: .") as caught:
-            read(tmp_path / name)
+            read_file(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
 def test_error_for_a_missing_file_names_it(tmp_path):
-    for read in (read_image, read_mask, read_shape):
+    for read_file in (read_image, read_mask, read_shape):
         with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
-            read(tmp_path / "nothing.png")
+            read_file(tmp_path / "nothing.png")
 
 
 @pytest.mark.parametrize(("name", "message"), [

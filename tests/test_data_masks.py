@@ -235,9 +235,9 @@ def test_greys_of_few_bits_have_their_displayed_colour(bits, tmp_path):
     ([[1.0, 2.0]], (1, 2), [[0, 1]]),
 ])   # fmt: skip
 def test_the_class_of_a_value_is_its_position(stored, labels, expected, tmp_path):
-    got = read_mask(write_array(tmp_path / "m.npy", np.array(stored)), Labels(labels))
-    np.testing.assert_array_equal(got, expected)
-    assert got.dtype == np.int64
+    actual = read_mask(write_array(tmp_path / "m.npy", np.array(stored)), Labels(labels))
+    np.testing.assert_array_equal(actual, expected)
+    assert actual.dtype == np.int64
 
 
 @pytest.mark.parametrize(

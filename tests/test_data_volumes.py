@@ -169,13 +169,13 @@ def test_voxels_that_begin_within_the_header_are_refused(kind, ending, tmp_path)
     for offset, is_refused in ((first, False), (0, True)):
         data[at : at + struct.calcsize(format_code)] = struct.pack(format_code, offset)
         path.write_bytes(gzip.compress(data) if ending == ".nii.gz" else data)
-        for read in (read_image, read_mask):
+        for read_file in (read_image, read_mask):
             if is_refused:
                 message = rf"a{ending}: expected vox_offset >= {first} .*, got 0: save the file"
                 with pytest.raises(ValueError, match=message):
-                    read(path)
+                    read_file(path)
             else:
-                read(path)
+                read_file(path)
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -243,7 +243,9 @@ def test_predicted_mask_has_the_header_of_its_image(form_codes, kind, tmp_path):
         np.testing.assert_array_equal(after.header[name], before.header[name])
     np.testing.assert_array_equal(after.affine, before.affine)
     assert after.header.get_xyzt_units() == ("micron", "sec")
-    assert [e.get_content() for e in after.header.extensions] == [e.get_content() for e in before.header.extensions]
+    assert [extension.get_content() for extension in after.header.extensions] == [
+        extension.get_content() for extension in before.header.extensions
+    ]
     assert after.get_data_dtype() == np.uint8
     assert after.header["cal_max"] == 0
     np.testing.assert_array_equal(np.asarray(after.dataobj), MASK)
@@ -264,17 +266,17 @@ def test_a_mask_as_an_array(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["voxels", "checksum"])
-@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-def test_a_damaged_gzip_is_refused(kind, part, tmp_path):
+@pytest.mark.parametrize("image_class", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_damaged_gzip_is_refused(image_class, part, tmp_path):
     """A stored block holds the bytes as they are, so that one that is changed is a voxel that is changed."""
     mask = np.tile(MASK, (4, 4, 4))
-    data = bytearray(gzip.compress(kind(mask, AFFINE).to_bytes(), compresslevel=0))
+    data = bytearray(gzip.compress(image_class(mask, AFFINE).to_bytes(), compresslevel=0))
     path = tmp_path / "mask.nii.gz"
     path.write_bytes(data)
     np.testing.assert_array_equal(read_mask(path), mask)
     np.testing.assert_array_equal(read_image(path)[0], mask)
     data[-20 if part == "voxels" else -5] ^= 1
     path.write_bytes(data)
-    for read in (read_mask, read_image):
+    for read_file in (read_mask, read_image):
         with pytest.raises(ValueError, match=r"mask.nii.gz: expected a complete gzip file, got a damaged file"):
-            read(path)
+            read_file(path)

@@ -42,9 +42,9 @@ def float64_nets(block):
     return {"torch": net, "keras": attzoo.convert(net, backend="keras")}
 
 
-def assert_close(got, expected, tolerance=TOLERANCE, name=""):
+def assert_close(actual, expected, tolerance=TOLERANCE, name=""):
     """Raise AssertionError if arrays differ by more than `tolerance` times the largest expected |value|."""
-    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("block", [None, *BLOCKS])
@@ -94,12 +94,12 @@ def test_attention_of_a_network_without_a_block_raises(data):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_adds_twice_its_parameters(block):
-    base, nets = torch_module.create_seeded(0, run.CHANNELS), run.create_nets(block, torch_module, {})
+    baseline, nets = torch_module.create_seeded(0, run.CHANNELS), run.create_nets(block, torch_module, {})
     block_spec = nets["torch"].spec.stage.block_spec
     block_parameters = sum(w.size for w in block_spec.weights.values() if w.trainable)
     parameters, macs = run.cost(nets["torch"].spec)
-    assert parameters - run.cost(base.spec)[0] == 2 * block_parameters
-    assert parameters == sum(p.numel() for p in nets["torch"].parameters())
+    assert parameters - run.cost(baseline.spec)[0] == 2 * block_parameters
+    assert parameters == sum(parameter.numel() for parameter in nets["torch"].parameters())
     assert parameters == sum(prod(w.shape) for w in nets["keras"].trainable_weights)
     with FlopCounterMode(display=False) as counter:
         nets["torch"](torch.zeros(1, 1, 8, 8))
@@ -137,10 +137,10 @@ def test_initial_weights_depend_only_on_the_seed():
     def head_weight(seed):
         return torch_module.create_seeded(seed, 4).head.weight.detach().numpy()
 
-    first, state = head_weight(0), torch.get_rng_state()
+    first_weight, state = head_weight(0), torch.get_rng_state()
     torch.rand(1)
-    np.testing.assert_array_equal(head_weight(0), first)
-    assert not np.array_equal(head_weight(1), first)
+    np.testing.assert_array_equal(head_weight(0), first_weight)
+    assert not np.array_equal(head_weight(1), first_weight)
     torch.set_rng_state(state)
     head_weight(2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -151,7 +151,9 @@ def test_networks_have_the_common_initial_weights():
     nets = run.create_nets("eca", torch_module, common)
     for net in nets.values():
         weights = attzoo.weights(net)
-        assert {name: weights[name].tobytes() for name in common} == {name: a.tobytes() for name, a in common.items()}
+        assert {name: weights[name].tobytes() for name in common} == {
+            name: array.tobytes() for name, array in common.items()
+        }
         assert without_prefix("stage1", weights)["block.conv.weight"].any()
 
 
@@ -161,7 +163,10 @@ def test_the_split_and_the_batches_are_reproducible(data):
     assert sum(image.tobytes() in images for image in data.test_images) == 0
     assert data.images.max() == 1
     first, second = (list(data.batches(2)) for _ in range(2))
-    assert all(np.array_equal(a, b) and np.array_equal(c, d) for (a, c), (b, d) in zip(first, second, strict=True))
+    assert all(
+        np.array_equal(first_images, second_images) and np.array_equal(first_labels, second_labels)
+        for (first_images, first_labels), (second_images, second_labels) in zip(first, second, strict=True)
+    )
     assert not np.array_equal(first[0][1], first[len(first) // 2][1])   # the order of the second epoch differs
 
 
@@ -179,10 +184,10 @@ def finished(tmp_path_factory):
 
 def test_results_have_losses_of_both_frameworks_that_agree(finished):
     out, _ = finished
-    base, *rows = json.loads((out / "results.json").read_text())["results"]
-    assert [row["block"] for row in (base, *rows)] == [None, "eca", "attention_gate"]
-    assert (base["parameters_added"], base["macs_added"]) == (0, 0)
-    for row in (base, *rows):
+    baseline, *rows = json.loads((out / "results.json").read_text())["results"]
+    assert [row["block"] for row in (baseline, *rows)] == [None, "eca", "attention_gate"]
+    assert (baseline["parameters_added"], baseline["macs_added"]) == (0, 0)
+    for row in (baseline, *rows):
         curves = [np.array(row["losses"][backend]) for backend in MODULES]
         assert curves[0].shape == curves[1].shape == (1437 // run.BATCH,)
         assert row["largest_loss_difference"] == np.abs(curves[0] - curves[1]).max()

@@ -72,19 +72,19 @@ def test_torch_and_keras_agree_in_float64(name):
     @given(cases(name, ("float64",), small=True))
     def run(case):
         x, c, block = case.inputs(), case.cotangent(), case.block("torch")
-        twin = convert(block, backend="keras")
-        assert_near(adapter("torch").attention(block, x), adapter("keras").attention(twin, x), 1e-12)
-        a = adapter("torch").run(block, x, c, training=True)
-        b = adapter("keras").run(twin, x, c, training=True)
-        assert_near(a.output, b.output, 1e-10)
-        for actual, expected in zip(a.input_gradients, b.input_gradients, strict=True):
+        converted = convert(block, backend="keras")
+        assert_near(adapter("torch").attention(block, x), adapter("keras").attention(converted, x), 1e-12)
+        torch_result = adapter("torch").run(block, x, c, training=True)
+        keras_result = adapter("keras").run(converted, x, c, training=True)
+        assert_near(torch_result.output, keras_result.output, 1e-10)
+        for actual, expected in zip(torch_result.input_gradients, keras_result.input_gradients, strict=True):
             assert_near(actual, expected, 1e-9)
-        for key, expected in a.weight_gradients.items():
-            assert_near(b.weight_gradients[key], expected, 1e-9)
+        for key, expected in torch_result.weight_gradients.items():
+            assert_near(keras_result.weight_gradients[key], expected, 1e-9)
         adapter("torch").train(block, x, c, steps=2, rate=2.0**-9)
-        adapter("keras").train(twin, x, c, steps=2, rate=2.0**-9)
+        adapter("keras").train(converted, x, c, steps=2, rate=2.0**-9)
         for key, expected in weights(block).items():
-            assert_near(weights(twin)[key], expected, 1e-9)
+            assert_near(weights(converted)[key], expected, 1e-9)
 
     run()
 

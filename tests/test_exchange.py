@@ -19,9 +19,13 @@ class Perceptron(nn.Module):
 
     def __init__(self, names, c, r, conv=False, bias=True, act=F.relu):
         super().__init__()
-        make = (lambda i, o: nn.Conv2d(i, o, 1, bias=bias)) if conv else (lambda i, o: nn.Linear(i, o, bias=bias))
+        create_layer = (
+            (lambda inputs, outputs: nn.Conv2d(inputs, outputs, 1, bias=bias))
+            if conv
+            else (lambda inputs, outputs: nn.Linear(inputs, outputs, bias=bias))
+        )
         self.names, self.act = names, act
-        for name, layer in zip(names, (make(c, r), make(r, c)), strict=True):
+        for name, layer in zip(names, (create_layer(c, r), create_layer(r, c)), strict=True):
             parent = self
             *path, leaf = name.split(".")
             for part in path:
@@ -31,10 +35,10 @@ class Perceptron(nn.Module):
             parent.add_module(leaf, layer)
 
     def forward(self, x):
-        first, second = (self.get_submodule(name) for name in self.names)
-        if isinstance(first, nn.Conv2d):
-            return second(self.act(first(x[:, :, None, None])))[:, :, 0, 0]
-        return second(self.act(first(x)))
+        first_layer, second_layer = (self.get_submodule(name) for name in self.names)
+        if isinstance(first_layer, nn.Conv2d):
+            return second_layer(self.act(first_layer(x[:, :, None, None])))[:, :, 0, 0]
+        return second_layer(self.act(first_layer(x)))
 
 
 class SE(Perceptron):
@@ -116,10 +120,12 @@ class AttUNet(nn.Module):
         relu = nn.ReLU
         self.depth = len(widths)
 
-        def double(i, o):
-            convs = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
+        def double(inputs, outputs):
+            convs = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
             module = nn.Module()
-            module.conv = nn.Sequential(convs[0], nn.BatchNorm2d(o), relu(), convs[1], nn.BatchNorm2d(o), relu())
+            module.conv = nn.Sequential(
+                convs[0], nn.BatchNorm2d(outputs), relu(), convs[1], nn.BatchNorm2d(outputs), relu()
+            )
             return module
 
         for n, (upper_width, width) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
@@ -139,8 +145,8 @@ class AttUNet(nn.Module):
             x = getattr(self, f"Conv{n}").conv(F.max_pool2d(x, 2) if n > 1 else x)
             skips.append(x)
         for n in range(self.depth, 1, -1):
-            d, skip = getattr(self, f"Up{n}").up(x), skips[n - 2]
-            x = getattr(self, f"Up_conv{n}").conv(torch.cat([getattr(self, f"Att{n}")(skip, d), d], 1))
+            upsampled, skip = getattr(self, f"Up{n}").up(x), skips[n - 2]
+            x = getattr(self, f"Up_conv{n}").conv(torch.cat([getattr(self, f"Att{n}")(skip, upsampled), upsampled], 1))
         return self.Conv_1x1(x)
 
 
@@ -221,7 +227,7 @@ def test_exported_weights_are_those_that_were_loaded(name):
     source, module, block, _ = published(name)
     attzoo.load_weights(block, module.state_dict(), source=source)
     exported = attzoo.export_weights(block, target="timm-efficientnet" if "Nets" in name else source)
-    expected = {key: a for key, a in module.state_dict().items() if not key.endswith("num_batches_tracked")}
+    expected = {key: array for key, array in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert exported.keys() == expected.keys()
     for key, array in exported.items():
         assert array.flags.c_contiguous
@@ -264,17 +270,18 @@ def two_layouts(state):
     (lambda s: nn.Linear(2, 2), r"expected a state dict, .* got Linear: pass its state_dict\(\)"),
     (lambda s: attzoo.create("se", 8, backend="keras"), r"expected a state dict, .* got SE: pass {v\.path: v for v in"),
     (lambda s: s | {"fc1.weight": s["fc1.weight"].reshape(2, 12, 1, 1)}, r"expected fc1.weight of shape \(4, 6\), "),
-    (lambda s: {p + k: v for k, v in s.items() for p in ("a.", "b.")}, "of one block, got 2: give those whose .* 'a.'"),
+    (lambda s: {prefix + key: array for key, array in s.items() for prefix in ("a.", "b.")},
+     "of one block, got 2: give those whose .* 'a.'"),
     (lambda s: two_layouts(s), "of one block, got 2"),
     (lambda s: {"state_dict": s, "epoch": 3}, "got state_dict, epoch: pass the mapping in the entry 'state_dict'"),
     (lambda s: s | {"fc1.bias": s["fc1.bias"].int()}, "squeeze.bias must be a floating-point array, got int32"),
 ])   # fmt: skip
 def test_unclear_states_are_refused_and_change_nothing(change, message):
     source, module, block, _ = published("se timm")
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     with pytest.raises((ValueError, TypeError), match=message):
         attzoo.load_weights(block, change(module.state_dict()), source=source)
-    assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(block).items())
+    assert all(np.array_equal(array, weights_before[name]) for name, array in attzoo.weights(block).items())
 
 
 @pytest.mark.parametrize(("name", "plain", "message"), [
@@ -304,7 +311,7 @@ def test_unknown_sources_and_targets_are_refused():
     with pytest.raises(ValueError, match="unknown target of se 'caffe'"):
         attzoo.export_weights(block, target="caffe")
     gate = attzoo.create("attention_gate", 4, backend="torch", gating_channels=3, output_transform=True)
-    with pytest.raises(ValueError, match=r"expected arrays that .* keys for, got output\.weight"):
+    with pytest.raises(ValueError, match=r"expected only arrays that .* also has, got output\.weight"):
         attzoo.export_weights(gate, target="monai")
 
 
@@ -320,8 +327,8 @@ KERAS = {   # source, state and function, block, its arguments, channels of its 
 
 @pytest.mark.parametrize("name", KERAS)
 def test_keras_variables_give_the_published_outputs_and_are_exported(name):
-    source, make, block, arguments, channels = KERAS[name]
-    state, call = make()
+    source, create_layer, block, arguments, channels = KERAS[name]
+    state, call = create_layer()
     converted = attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments)
     other_arrays = {
         "block1a_project_conv/kernel": torch.ones(1, 1, 6, 2), "expanded_conv_3_project/kernel": torch.ones(2)
@@ -345,7 +352,7 @@ def test_a_unet_loads_and_exports_the_published_network():
     x = torch.randn(2, 2, 16, 8, generator=RNG).double()
     assert_close(converted(x), published(x), rtol=1e-6, atol=1e-9)
     exported = attzoo.export_weights(converted, target="leejunhyun")
-    expected = {key: a for key, a in published.state_dict().items() if not key.endswith("num_batches_tracked")}
+    expected = {key: array for key, array in published.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert exported.keys() == expected.keys()
     assert all(np.array_equal(array, expected[key]) for key, array in exported.items())
 
@@ -364,7 +371,7 @@ def network_of_blocks():
     net = nn.Sequential(nn.Conv2d(3, 6, 1), attzoo.create("se", 6, backend="torch", reduced_channels=4))
     net.append(nn.Sequential(attzoo.create("cbam", 6, backend="torch", variant="timm", reduction=3)))
     se = random_weights(SE(("fc1", "fc2"), 6, 4, conv=True)).float().state_dict()
-    cbam = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(net[2][0], target="timm").items()}
+    cbam = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(net[2][0], target="timm").items()}
     state = {f"1.{key}": value for key, value in se.items()}
     return net, state | {f"2.0.{key}": value + 1 for key, value in cbam.items()}
 
@@ -382,15 +389,15 @@ def test_all_blocks_of_a_model_are_loaded_and_exported_by_their_paths():
 @pytest.mark.parametrize(("change", "message"), [
     (lambda net, s: s.pop("2.0.channel.fc1.weight"), "2.0: expected the keys of timm, channel.fc1.weight"),
     (lambda net, s: s.update({"1.bn.weight": s["1.fc1.bias"]}), "1: .*got also 1.bn.weight"),
-    (lambda net, s: nn.utils.parametrizations.weight_norm(net[2][0].channel.squeeze), "to be stored, because it is wr"),
+    (lambda net, s: nn.utils.parametrizations.weight_norm(net[2][0].channel.squeeze), "to be stored, so that it can"),
 ])   # fmt: skip
 def test_a_model_is_loaded_as_a_whole_or_not_at_all(change, message):
     net, state = network_of_blocks()
     change(net, state)
-    before = attzoo.weights(net[1])
+    weights_before = attzoo.weights(net[1])
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(net, state, source="timm")
-    assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(net[1]).items())
+    assert all(np.array_equal(array, weights_before[name]) for name, array in attzoo.weights(net[1]).items())
 
 
 def test_model_without_blocks_raises():
@@ -431,15 +438,15 @@ def test_paths_are_without_a_wrapper_inside_the_model(wrapper):
 def test_an_array_that_the_source_lacks_is_missing():
     plain = attzoo.create("attention_gate", 4, 3, inter_channels=2, norm=True, backend="torch")
     block = attzoo.create("attention_gate", 4, 3, inter_channels=2, norm=True, output_transform=True, backend="torch")
-    state, before = attzoo.export_weights(plain, target="leejunhyun"), attzoo.weights(block)
+    state, weights_before = attzoo.export_weights(plain, target="leejunhyun"), attzoo.weights(block)
     with pytest.raises(ValueError, match=r"missing output\."):
         attzoo.load_weights(block, state, source="leejunhyun")
     for name, array in attzoo.weights(block).items():
-        np.testing.assert_array_equal(array, before[name])
+        np.testing.assert_array_equal(array, weights_before[name])
 
 
 def test_a_factor_that_the_target_lacks_is_not_left_out():
     model = attzoo.attach(nn.Sequential(nn.Conv2d(3, 8, 1)), "se", after="0", start="identity").model
-    with pytest.raises(ValueError, match="expected arrays that the target has keys for, got gamma: export"):
+    with pytest.raises(ValueError, match="expected only arrays that the target also has, got gamma: export"):
         attzoo.export_weights(model, target="timm")
     assert "fc1.weight" in attzoo.export_weights(model[0].attention.block, target="timm")

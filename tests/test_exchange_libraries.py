@@ -60,14 +60,14 @@ def assert_same(converted, reference, *shapes):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_weights_of_library_blocks_give_their_outputs_in_both_directions(name):
-    source, make, block, arguments = BLOCKS[name]
-    reference = random_weights(make()).float()
+    source, create_module, block, arguments = BLOCKS[name]
+    reference = random_weights(create_module()).float()
     converted = attzoo.create(block, backend="torch", **{"channels": 8} | arguments).eval()
     attzoo.load_weights(converted, reference.state_dict(), source=source)
     assert_same(converted, reference, (2, converted.spec.channels, 9, 7))
-    exported_to = random_weights(make()).float()
+    exported_to = random_weights(create_module()).float()
     target = "timm-efficientnet" if name.startswith("SqueezeExcite,") else source
-    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(converted, target=target).items()}
+    exported = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(converted, target=target).items()}
     missing = exported_to.load_state_dict(exported, strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
@@ -106,13 +106,13 @@ def test_weights_of_monai_unet_give_its_output_in_both_directions(case):
     monai_args, options, shape = UNETS[case]
     published = random_weights(module_of("monai.networks.nets.AttentionUnet", *monai_args)).float()
     with torch.no_grad():
-        for name, p in published.named_parameters():
-            p.mul_(0.3 if "conv" in name else 1)   # so that outputs of all levels have similar magnitudes
+        for name, parameter in published.named_parameters():
+            parameter.mul_(0.3 if "conv" in name else 1)   # so that outputs of all levels have similar magnitudes
     converted = attzoo.create("unet", *monai_args[1:4], backend="torch", variant="monai", **options).eval()
     attzoo.load_weights(converted, published.state_dict(), source="monai")
     assert_same(converted, published, shape)
     exported_to = module_of("monai.networks.nets.AttentionUnet", *monai_args).eval()
-    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(converted, target="monai").items()}
+    exported = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(converted, target="monai").items()}
     missing = exported_to.load_state_dict(exported, strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
@@ -136,14 +136,14 @@ def part_of_keras(name):
     return keras.Model(x, module.block(x, "swish", **options))
 
 
-@pytest.mark.parametrize(("name", "first", "last", "arguments"), [
+@pytest.mark.parametrize(("name", "first_layer", "last_layer", "arguments"), [
     ("mobilenet_v3", "expanded_conv_3_squeeze_excite_avg_pool", "expanded_conv_3_squeeze_excite_mul",
      {"reduced_channels": 8, "gate": "hard_sigmoid"}),
     ("efficientnet", "block1a_se_squeeze", "block1a_se_excite", {"reduced_channels": 6, "act": "silu"}),
 ])   # fmt: skip
-def test_weights_of_keras_applications_se_give_its_output_and_are_exported(name, first, last, arguments):
+def test_weights_of_keras_applications_se_give_its_output_and_are_exported(name, first_layer, last_layer, arguments):
     model = part_of_keras(name)
-    reference = keras.Model(model.get_layer(first).input, model.get_layer(last).output)
+    reference = keras.Model(model.get_layer(first_layer).input, model.get_layer(last_layer).output)
     reference.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(reference.weights)])
     image = np.random.default_rng(9).normal(size=(2, 5, 6, 24)).astype(np.float32)
     for backend in ("keras", "torch"):

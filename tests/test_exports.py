@@ -61,8 +61,8 @@ def onnx_runner(file):
 
 @every_subject
 def test_onnx_model_of_the_older_exporter_equals_the_network(subject, tmp_path):
-    make, make_inputs = SUBJECTS[subject]
-    net, xs, file = make(), make_inputs(), tmp_path / "net.onnx"
+    create_network, make_inputs = SUBJECTS[subject]
+    net, xs, file = create_network(), make_inputs(), tmp_path / "net.onnx"
     names = ["x", "g"][: len(xs)]
     axes = {name: {0: "n", 2: f"{name}h", 3: f"{name}w"} for name in names}
     torch.onnx.export(net, xs, file, dynamo=False, input_names=names, dynamic_axes=axes, opset_version=18)
@@ -78,8 +78,8 @@ def test_onnx_model_of_a_unet_equals_the_unet(tmp_path):
 
 
 def test_traced_unet_equals_the_unet_at_other_sizes():
-    make, make_inputs = SUBJECTS["unet"]
-    net = make()
+    create_network, make_inputs = SUBJECTS["unet"]
+    net = create_network()
     traced = torch.jit.trace(net, make_inputs())
     assert_same_at_other_sizes(lambda *xs: traced(*xs).numpy(), net, make_inputs)
 
@@ -87,14 +87,14 @@ def test_traced_unet_equals_the_unet_at_other_sizes():
 @every_subject
 def test_dynamic_quantization_changes_only_linear_layers(subject):
     """Only linear layers are quantized: those of SE, channel attention and CBAM."""
-    make, make_inputs = SUBJECTS[subject]
-    net, xs = make(), make_inputs()
+    create_network, make_inputs = SUBJECTS[subject]
+    net, xs = create_network(), make_inputs()
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
-    changed = [m for m in quantized.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
-    assert len(changed) == sum(isinstance(m, nn.Linear) for m in net.modules()) > 0
+    changed = [module for module in quantized.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
+    assert len(changed) == sum(isinstance(module, nn.Linear) for module in net.modules()) > 0
     with torch.no_grad():
-        got, expected = quantized(*xs), net(*xs)
-    assert 0 < (got - expected).abs().max() < 0.05 * expected.abs().max()
+        actual, expected = quantized(*xs), net(*xs)
+    assert 0 < (actual - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 # ---- the table in docs/deployment.md ---------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def test_all_tensors_have_the_device_and_dtype_of_the_arguments(name):
     for device in ("cpu", "meta", torch.device("cpu")):
         for dtype in DTYPES:
             block = make(name, device=device, dtype=dtype)
-            assert {t.device.type for t in tensors(block)} == {torch.device(device).type}
-            assert {t.dtype for t in tensors(block) if t.is_floating_point()} == {dtype}
+            assert {tensor.device.type for tensor in tensors(block)} == {torch.device(device).type}
+            assert {tensor.dtype for tensor in tensors(block) if tensor.is_floating_point()} == {dtype}
     plain = make(name)
     for device, dtype in ((None, None), ("meta", None), (None, torch.float64)):
         state, expected_state = make(name, device=device, dtype=dtype).state_dict(), plain.state_dict()
@@ -53,19 +53,22 @@ def test_block_with_a_dtype_can_be_saved_copied_and_loaded(name, tmp_path):
     assert block.spec == make(name).spec
     assert not {"device", "dtype"} & set(block.spec.config())
     attzoo.save(block, tmp_path / "block.safetensors")
-    for twin in (copy.deepcopy(block), attzoo.load(tmp_path / "block.safetensors", backend="torch")):
-        for key, array in attzoo.weights(twin).items():
+    for copied in (copy.deepcopy(block), attzoo.load(tmp_path / "block.safetensors", backend="torch")):
+        for key, array in attzoo.weights(copied).items():
             np.testing.assert_array_equal(array, attzoo.weights(block)[key])
     adapter("torch").check_layers(block, type(block))
     empty = make(name, device="meta", dtype=torch.float64).to_empty(device="cpu")
     empty.load_state_dict(block.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(empty.parameters(), block.parameters(), strict=True))
+    assert all(
+        torch.equal(parameter, other_parameter)
+        for parameter, other_parameter in zip(empty.parameters(), block.parameters(), strict=True)
+    )
 
 
 def test_conversion_preserves_float64_weights():
     block = attzoo.create("cbam", 8, backend="torch", dtype=torch.float64)
-    twin = attzoo.convert(block, backend="keras")
-    for key, array in attzoo.weights(twin).items():
+    converted = attzoo.convert(block, backend="keras")
+    for key, array in attzoo.weights(converted).items():
         np.testing.assert_array_equal(array, attzoo.weights(block)[key])
 
 
@@ -80,7 +83,10 @@ def test_initial_weights_have_the_distributions_of_the_spec(sample):
     plain = sample.create("torch")
     torch.manual_seed(0)
     with_arguments = sample.create("torch", device="cpu", dtype=torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), with_arguments.parameters(), strict=True))
+    assert all(
+        torch.equal(parameter, other)
+        for parameter, other in zip(plain.parameters(), with_arguments.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
@@ -105,7 +111,7 @@ def test_device_and_dtype_work_with_variants_and_default_settings():
             required = {argument.name: 3 for argument in attzoo.info(name).arguments if argument.required}
             options = {"device": "meta", "dtype": torch.float16}
             block = attzoo.create(name, **required, backend="torch", variant=variant, **options)
-            assert {(p.device.type, p.dtype) for p in block.parameters()} == {("meta", torch.float16)}
+            assert {(weight.device.type, weight.dtype) for weight in block.parameters()} == {("meta", torch.float16)}
     with torch.device("meta"):
         assert not next(attzoo.torch.SE(8, device="cpu").parameters()).is_meta
         assert next(attzoo.torch.SE(8).parameters()).is_meta
@@ -154,7 +160,7 @@ def test_third_party_block_in_a_unet_may_lack_device_and_dtype(monkeypatch):
     monkeypatch.setattr(unet.registry, "class_of", replaced_class_of)
     net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", block="eca", device="meta", dtype=torch.float16)
     assert isinstance(net.encoder[0].block, BlockWithoutDevice)
-    assert {(p.device.type, p.dtype) for p in net.parameters()} == {("meta", torch.float16)}
+    assert {(parameter.device.type, parameter.dtype) for parameter in net.parameters()} == {("meta", torch.float16)}
 
 
 KERAS = "got backend='keras': Keras takes dtype as a name or policy, such as 'float16'"

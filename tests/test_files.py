@@ -64,7 +64,7 @@ IRREGULAR = {
 @pytest.mark.timeout(60)   # opening some of these would block
 @pytest.mark.parametrize("name_of_kind", IRREGULAR)
 def test_irregular_files_are_refused_without_blocking(name_of_kind, tmp_path):
-    make, kind = IRREGULAR[name_of_kind]
+    create_file, kind = IRREGULAR[name_of_kind]
     for name, read in {
         "block.safetensors": lambda path: attzoo.load(path, backend="torch"),
         "other.safetensors": lambda path: convert(path, tmp_path / "out.pt"),
@@ -73,7 +73,7 @@ def test_irregular_files_are_refused_without_blocking(name_of_kind, tmp_path):
     }.items():
         folder = tmp_path / name
         folder.mkdir()
-        make(folder / name)
+        create_file(folder / name)
         with pytest.raises(OSError, match=rf"expected a regular file at {folder / name}, got {kind}$"):
             read(folder / name)
     assert not (tmp_path / "out.pt").exists()
@@ -108,7 +108,7 @@ def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_conte
 
     def write_bytes(path, data):
         assert path.parent == out, "written to another folder"
-        assert sorted(p.name for p in out.iterdir()) == sorted([path.name] + [target.name] * bool(old_content))
+        assert sorted(path.name for path in out.iterdir()) == sorted([path.name] + [target.name] * bool(old_content))
         with file_size_limit(300):
             return original(path, data)
 
@@ -116,10 +116,12 @@ def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_conte
     with pytest.raises(OSError, match=rf"File too large: '{target}'$") as error:   # the system's message for this limit
         convert(saved, target)
     assert error.value.errno == errno.EFBIG
-    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == ([(target.name, old_content)] if old_content else [])
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == (
+        [(target.name, old_content)] if old_content else []
+    )
     monkeypatch.undo()
     convert(saved, target)
-    assert [p.name for p in out.iterdir()] == [target.name]
+    assert [path.name for path in out.iterdir()] == [target.name]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -208,9 +210,9 @@ def test_next_write_removes_temporary_files_of_killed_processes(tmp_path):
         process.stdin.close()
         assert process.wait(timeout=60) == -signal.SIGKILL
         process.stdout.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *not_files, *stale])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*unrelated, *not_files, *stale])
     files.write(tmp_path / "b.safetensors", b"another file")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *not_files, "b.safetensors"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*unrelated, *not_files, "b.safetensors"])
     assert all((tmp_path / name).read_bytes() == b"somebody's" for name in unrelated)
 
 
@@ -223,7 +225,7 @@ def test_temporary_file_of_a_running_process_is_not_removed(tmp_path):
     assert (tmp_path / name).read_bytes() == b"half"
     out, _ = process.communicate("x", timeout=60)
     assert (process.returncode, out.strip()) == (0, "done")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"half", "b": b"ours"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"half", "b": b"ours"}
 
 
 def test_threads_may_write_and_remove_stale_files_concurrently(tmp_path):
@@ -243,7 +245,7 @@ def test_threads_may_write_and_remove_stale_files_concurrently(tmp_path):
     for thread in threads:
         thread.join()
     assert not failures
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         f"{number}-{i}": bytes([number]) * 9 for number in range(8) for i in range(3)
     }
 
@@ -260,7 +262,7 @@ def test_temporary_file_removed_before_its_lock_is_created_again(tmp_path, monke
     monkeypatch.setattr(files, "_lock", lock)
     files.write(tmp_path / "a", b"whole")
     assert len(set(names)) == 2
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"whole")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"whole")]
 
 
 def test_read_only_file_is_not_replaced(tmp_path):
@@ -269,7 +271,7 @@ def test_read_only_file_is_not_replaced(tmp_path):
     path.chmod(0o444)
     with pytest.raises(PermissionError, match=r"expected a writable file at .*, got a read-only file"):
         files.write(path, b"other")
-    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"final"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"final"]
 
 
 def test_link_to_a_read_only_file_is_replaced_and_its_target_unchanged(tmp_path):

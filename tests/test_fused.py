@@ -193,11 +193,11 @@ def test_unsupported_call_raises_or_uses_the_plain_form(case, recorded_wins):
         with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=message) as error:
             call(build("se"), draw(2, 8, 4, 3))
         assert str(error.value).startswith('kernels("triton") requires the fused kernels of ')
-    got = call(build("se"), draw(2, 8, 4, 3))
+    actual = call(build("se"), draw(2, 8, 4, 3))
     with attzoo.kernels("eager"):
         expected = call(build("se"), draw(2, 8, 4, 3))
-    assert type(got) is type(expected)
-    assert got.is_meta or torch.equal(got, expected)
+    assert type(actual) is type(expected)
+    assert actual.is_meta or torch.equal(actual, expected)
 
 
 def test_subclass_that_inherits_forward_raises():

@@ -40,10 +40,10 @@ def double_backward(block, x, dy, mode):
 def test_second_derivatives_match_float64(name):
     block, x, dy = build(name), draw(2, 8, 4, 3, layout=LAYOUTS[1]), draw(2, 8, 4, 3, seed=1)
     expected = double_backward(block.double(), x.double(), dy.double(), "eager")
-    got = double_backward(block.float(), x, dy, "triton")
+    actual = double_backward(block.float(), x, dy, "triton")
     for key, reference in expected.items():
         atol = 1e-5 * reference.abs().max().clamp(min=1).item()
-        assert_close(got[key].double(), reference.double(), rtol=1e-4, atol=atol)
+        assert_close(actual[key].double(), reference.double(), rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("name", SPATIAL)
@@ -67,8 +67,8 @@ def test_batched_gradients_equal_separate_gradients(name):
         y = block(x)
     batched = torch.autograd.grad(y, leaves, dys, is_grads_batched=True, retain_graph=True)
     separate = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
-    for got, expected in zip(batched, zip(*separate, strict=True), strict=True):
-        assert_close(got, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(batched, zip(*separate, strict=True), strict=True):
+        assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
 @all_blocks
@@ -76,9 +76,9 @@ def test_retained_graph_can_be_used_again(name):
     block, x, dy = build(name), draw(2, 8, 4, 3).requires_grad_(), draw(2, 8, 4, 3, seed=1)
     with attzoo.kernels("triton"):
         y = block(x)
-    first = torch.autograd.grad(y, x, dy, retain_graph=True)
+    first_gradient = torch.autograd.grad(y, x, dy, retain_graph=True)
     torch.autograd.grad(y.sum(), [*block.parameters()], retain_graph=True)
-    assert torch.equal(*first, *torch.autograd.grad(y, x, dy))
+    assert torch.equal(*first_gradient, *torch.autograd.grad(y, x, dy))
 
 
 @all_blocks
@@ -95,7 +95,7 @@ def test_input_changed_before_backward_raises(name):
 @all_blocks
 def test_functional_call_matches_plain_form(name):
     block, x = build(name).eval(), draw(2, 8, 4, 3)
-    weights = {key: (p.detach() * 2).requires_grad_() for key, p in block.named_parameters()}
+    weights = {key: (parameter.detach() * 2).requires_grad_() for key, parameter in block.named_parameters()}
     gradients = []
     for mode in ("triton", "eager"):
         with attzoo.kernels(mode):
@@ -127,8 +127,8 @@ def tail_results(mode, name, act, layout, *, compiled=False):
     with attzoo.kernels(mode):
         y = call(*xs)
     gradients = torch.autograd.grad(y, learned, dy, create_graph=not compiled)
-    second = () if compiled else torch.autograd.grad(gradients[0].square().sum(), learned, allow_unused=True)
-    return [y.detach(), *(t.detach() for t in (*gradients, *second) if t is not None)]
+    second_gradients = () if compiled else torch.autograd.grad(gradients[0].square().sum(), learned, allow_unused=True)
+    return [y.detach(), *(tensor.detach() for tensor in (*gradients, *second_gradients) if tensor is not None)]
 
 
 @pytest.mark.one_of_each
@@ -137,8 +137,8 @@ def tail_results(mode, name, act, layout, *, compiled=False):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shortcut_and_activation_match_plain_form(name, act, layout, compiled):
     expected = tail_results("eager", name, act, layout)
-    got = tail_results("triton", name, act, layout, compiled=compiled)
-    assert_close(got, expected[: len(got)] if compiled else expected, rtol=1e-4, atol=1e-5)
+    actual = tail_results("triton", name, act, layout, compiled=compiled)
+    assert_close(actual, expected[: len(actual)] if compiled else expected, rtol=1e-4, atol=1e-5)
 
 
 @all_blocks
@@ -146,12 +146,12 @@ def test_gradients_of_a_residual_block_match_float64(name):
     block, x, shortcut, dy = build(name), *(draw(2, 8, 4, 3, seed=seed) for seed in range(3))
     results = []
     for mode, module in (("triton", block), ("eager", copy.deepcopy(block).double())):
-        inputs = [t.to(next(module.parameters()).dtype).requires_grad_() for t in (x, shortcut)]
+        inputs = [tensor.to(next(module.parameters()).dtype).requires_grad_() for tensor in (x, shortcut)]
         with attzoo.kernels(mode):
             y = module(*inputs, act="relu")
         results.append([y, *torch.autograd.grad(y, [*inputs, *module.parameters()], dy.to(y.dtype))])
-    for got, expected in zip(*results, strict=True):
-        assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @all_blocks
@@ -163,7 +163,7 @@ def test_backward_allocates_only_two_gradients_of_the_size_of_x(name, act):
         y = block(*inputs, act=act)
     with Large(x) as observer:
         torch.autograd.grad(y, inputs, dy)
-    existing = {t.untyped_storage().data_ptr() for t in (x, y, dy)}   # the interpreter makes views of these
+    existing = {tensor.untyped_storage().data_ptr() for tensor in (x, y, dy)}   # the interpreter makes views of these
     assert len(observer.made.keys() - existing) == 2
 
 
@@ -179,30 +179,30 @@ def test_autocast_matches_plain_form(name):
             with torch.autocast(DEVICE, torch.bfloat16), attzoo.kernels(mode):
                 y = block(x)
             results.append([y, *torch.autograd.grad(y.float().sum(), [x, *block.parameters()])])
-        for got, expected in zip(*results, strict=True):
-            assert got.dtype == expected.dtype
-            assert_close(got, expected, rtol=0.03, atol=0.03 * expected.abs().max().item())
+        for actual, expected in zip(*results, strict=True):
+            assert actual.dtype == expected.dtype
+            assert_close(actual, expected, rtol=0.03, atol=0.03 * expected.abs().max().item())
 
 
 @all_blocks
 def test_copies_deterministic_algorithms_and_checkpoints_give_the_same_results(name):
     block, x, dy = build(name).eval(), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
     expected = step(block, x, dy)
-    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-        got = step(twin, x, dy)
-        assert all(torch.equal(got[key], expected[key]) for key in expected)
+    for copied in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        actual = step(copied, x, dy)
+        assert all(torch.equal(actual[key], expected[key]) for key in expected)
     x.requires_grad_()
     torch.use_deterministic_algorithms(True)
     try:
-        got = step(block, x, dy)
-        assert all(torch.equal(got[key], expected[key]) for key in expected)
+        actual = step(block, x, dy)
+        assert all(torch.equal(actual[key], expected[key]) for key in expected)
         with attzoo.kernels("triton"):
             y = checkpoint(block, x, use_reentrant=False)
             checkpoint_gradients = torch.autograd.grad(y, [x, *block.parameters()], dy)   # runs the forward pass again
     finally:
         torch.use_deterministic_algorithms(False)
-    for got, (key, tensor) in zip(checkpoint_gradients, list(expected.items())[1:], strict=False):
-        assert torch.equal(got, tensor), key
+    for actual, (key, tensor) in zip(checkpoint_gradients, list(expected.items())[1:], strict=False):
+        assert torch.equal(actual, tensor), key
 
 
 def test_distributed_data_parallel_has_the_same_gradients(tmp_path):
@@ -223,12 +223,12 @@ def test_twenty_training_steps_have_the_same_losses():
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), build("cbam", 4), nn.ReLU(), nn.Conv2d(4, 1, 1)).to(DEVICE)
     x, target, losses_by_mode = draw(2, 2, 4, 4), draw(2, 1, 4, 4, seed=1), []
     for mode in ("triton", "eager"):
-        twin, losses = copy.deepcopy(net), []
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+        copied, losses = copy.deepcopy(net), []
+        optimizer = torch.optim.SGD(copied.parameters(), lr=0.1, momentum=0.9)
         for _ in range(20):
             optimizer.zero_grad()
             with attzoo.kernels(mode):
-                loss = nn.functional.mse_loss(twin(x), target)
+                loss = nn.functional.mse_loss(copied(x), target)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from kernels import NAMES, build, draw, exact, near, step, uses_kernels
+from kernels import NAMES, assert_near, build, draw, exact, step, uses_kernels
 from torch.export import Dim
 from torch.testing import assert_close
 
@@ -26,11 +26,11 @@ def test_operators_pass_opcheck(name):
         )
         assert uses_kernels(block, x)
     (fused, args), = calls
-    inputs = tuple(t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in args)
+    inputs = tuple(tensor.detach().requires_grad_() if isinstance(tensor, torch.Tensor) else tensor for tensor in args)
     torch.library.opcheck(fused.operator, inputs)
     with torch.no_grad():
         y, *saved = fused.forward(*args)
-    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
+    detached = [tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in args]
     backward = getattr(torch.ops.attzoo, f"{name}_backward").default
     torch.library.opcheck(backward, (draw(2, 8, 4, 3, seed=1), None, saved, *detached))
     # with a relu, whose backward pass needs y
@@ -54,14 +54,14 @@ def test_torch_compile_matches_eager_kernels(name):
     x, dy = draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
     expected, compiled = step(block, x, dy), copy.deepcopy(block)
     compiled.compile(fullgraph=True, backend="aot_eager")
-    got = step(compiled, x, dy)
-    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    actual = step(compiled, x, dy)
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
     compiled = torch.compile(block.eval(), fullgraph=True, backend=backend)
     for mode in ("eager", "triton"):
         with attzoo.kernels(mode):
             y = compiled(x)
         assert any(f"attzoo.{name}" in target for target in targets(graphs[-1])) is (mode == "triton")
-        near({"y": y}, {"y": exact(block, x, dy)["y"]})
+        assert_near({"y": y}, {"y": exact(block, x, dy)["y"]})
     assert len(graphs) == 2
 
 

@@ -39,8 +39,8 @@ def test_traced_unet_equals_the_unet(name):
 def test_traced_network_can_be_copied_and_pickled():
     net = Net().eval()
     traced = fx.symbolic_trace(net)
-    for twin in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
-        assert_same_at_other_sizes(twin, net, NET)
+    for copied in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        assert_same_at_other_sizes(copied, net, NET)
 
 
 def test_traced_network_has_the_gradients_of_the_network():
@@ -48,7 +48,7 @@ def test_traced_network_has_the_gradients_of_the_network():
     traced = fx.symbolic_trace(copy.deepcopy(net))
     for model in (net, traced):
         model(*xs).square().sum().backward()
-    gradients = {name: p.grad for name, p in traced.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in traced.named_parameters()}
     for name, parameter in net.named_parameters():
         assert_close(gradients[name], parameter.grad, rtol=1e-10, atol=1e-12)
     for name, buffer in net.named_buffers():

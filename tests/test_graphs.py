@@ -82,9 +82,9 @@ def test_traced_unet_works_in_half_precision():
     with torch.no_grad():
         x = 4 + torch.rand(1, 1, 256, 256)
         expected, graph = net(x), traced(copy.deepcopy(net), x)
-        got = graph.half()(x.half()).float()
-    assert got.isfinite().all()
-    assert (got - expected).abs().max() < 0.02 * expected.abs().max()
+        actual = graph.half()(x.half()).float()
+    assert actual.isfinite().all()
+    assert (actual - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 @pooling_blocks
@@ -207,9 +207,9 @@ def test_convolution_works_after_another_in_a_mode(name):
 
     with mode():
         conv()(random_pixels())
-    twin = conv()
-    twin(random_pixels()).sum().backward()
-    assert all(type(p.grad) is torch.Tensor and p.grad.device.type == "cpu" for p in twin.parameters())
+    copied = conv()
+    copied(random_pixels()).sum().backward()
+    assert all(type(weight.grad) is torch.Tensor and weight.grad.device.type == "cpu" for weight in copied.parameters())
 
 
 def test_kernel_from_a_fake_mode_is_not_cached():
@@ -224,7 +224,7 @@ def test_kernel_from_a_fake_mode_is_not_cached():
 
 
 def test_fake_tensors_are_freed():
-    before = {id(tensor) for tensor in gc.get_objects() if type(tensor) is FakeTensor}
+    ids_before = {id(tensor) for tensor in gc.get_objects() if type(tensor) is FakeTensor}
     with FakeTensorMode():
         for sample in SAMPLES.values():
             block = sample.create("torch")
@@ -233,7 +233,7 @@ def test_fake_tensors_are_freed():
         net(random_pixels()).sum().backward()
         del block, net
     gc.collect()
-    assert not [tensor for tensor in gc.get_objects() if type(tensor) is FakeTensor and id(tensor) not in before]
+    assert not [tensor for tensor in gc.get_objects() if type(tensor) is FakeTensor and id(tensor) not in ids_before]
 
 
 @pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if len(sample.shapes) == 1])

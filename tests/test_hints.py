@@ -40,9 +40,9 @@ ARGUMENTS = [
 def test_an_unknown_argument_gets_the_nearest_name(name, args, wrong, right, backend):
     cls = attzoo.get(name, backend=backend)
     error = rf"^{cls.__name__} takes no argument '{wrong}'; did you mean '{right}'\? It takes: .*\b{right}\b"
-    for make in (cls, lambda *a, **k: attzoo.create(name, *a, backend=backend, **k)):
+    for create_block in (cls, lambda *a, **k: attzoo.create(name, *a, backend=backend, **k)):
         with pytest.raises(TypeError, match=error):
-            make(*args, **{wrong: 1})
+            create_block(*args, **{wrong: 1})
 
 
 @every_backend
@@ -89,12 +89,12 @@ def test_subclass_may_have_additional_arguments():
 KERAS_BACKEND_NAMES = [("tensorflow", "tensorflow"), ("TF", "tensorflow"), ("jax", "jax")]
 
 
-@pytest.mark.parametrize(("word", "keras_backend"), KERAS_BACKEND_NAMES)
-def test_error_for_a_keras_backend_names_the_environment_variable(word, keras_backend):
+@pytest.mark.parametrize(("name", "keras_backend"), KERAS_BACKEND_NAMES)
+def test_error_for_a_keras_backend_names_the_environment_variable(name, keras_backend):
     error = f'unknown backend .*; it is a backend of Keras: give backend="keras" and set KERAS_BACKEND={keras_backend} '
     for lookup in (attzoo.get, attzoo.create):
         with pytest.raises(ValueError, match=error):
-            lookup("se", backend=word)
+            lookup("se", backend=name)
 
 
 CHOICES = [
@@ -110,10 +110,10 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "right"), CHOICES, ids=[right for _, right in CHOICES])
-def test_error_for_an_unknown_choice_proposes_the_nearest(make, right):
+@pytest.mark.parametrize(("call", "right"), CHOICES, ids=[right for _, right in CHOICES])
+def test_error_for_an_unknown_choice_proposes_the_nearest(call, right):
     with pytest.raises(ValueError, match=rf"got .*; did you mean '{right}'\?|'; did you mean '{right}'\? Known: "):
-        make()
+        call()
 
 
 @pytest.mark.parametrize(("arguments", "hint"), [
@@ -132,9 +132,9 @@ def test_error_for_an_unknown_choice_proposes_the_nearest(make, right):
 ])   # fmt: skip
 def test_errors_of_the_command_line_propose_a_correction(arguments, hint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
-    assert hint in str(end.value.code) + capsys.readouterr().err
+    assert hint in str(exit_info.value.code) + capsys.readouterr().err
 
 
 def test_known_name_accepts_an_enum_of_strings():

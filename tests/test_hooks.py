@@ -51,12 +51,12 @@ def test_backward_hooks_run_and_do_not_change_gradients(name, hook):
     expected = gradients(copy.deepcopy(model), x)
     for path, module in model.named_modules():
         getattr(module, f"register_{hook}")(lambda module, *grads, path=path: called_paths.add(path))
-    got = gradients(model, x)
+    actual = gradients(model, x)
     lists = (nn.ModuleList, nn.ModuleDict)
     called = {path for path, module in model.named_modules() if not isinstance(module, lists)}
     assert called - {"gating"} <= called_paths   # the output of "gating" may be unused and have no gradient
     for key, gradient in expected.items():
-        assert_close(got[key], gradient, rtol=1e-10, atol=1e-10)
+        assert_close(actual[key], gradient, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("hook_type", ["forward_hook", *BACKWARD_HOOKS[:1]])
@@ -66,13 +66,13 @@ def test_global_hooks_do_not_change_gradients(hook_type):
     expected = gradients(copy.deepcopy(model), x)
     handle = getattr(nn.modules.module, f"register_module_{hook_type}")(hook)
     try:
-        got = gradients(model, x)
+        actual = gradients(model, x)
     finally:
         handle.remove()
     if hook_type == "forward_hook":
         assert_unchanged(saved)
     assert len(saved) > 20
-    assert all(torch.equal(got[key], gradient) for key, gradient in expected.items())
+    assert all(torch.equal(actual[key], gradient) for key, gradient in expected.items())
 
 
 class Tanh(nn.Module):
@@ -89,39 +89,39 @@ class IdentityConv(nn.Conv2d):
         return x
 
 
-def with_tanh(first):
+def with_tanh(unit):
     """Replace the first norm by an activation."""
-    first.norm1 = Tanh()
+    unit.norm1 = Tanh()
 
 
-def with_identity(first):
+def with_identity(unit):
     """Replace the second convolution and norm by identities."""
-    first.conv2, first.norm2 = nn.Identity(), nn.Identity()
+    unit.conv2, unit.norm2 = nn.Identity(), nn.Identity()
 
 
-def with_subclass(first):
+def with_subclass(unit):
     """Replace the second convolution by one of a subclass, and its norm by the identity."""
-    first.conv2, first.norm2 = IdentityConv(4, 4, 1), nn.Identity()
+    unit.conv2, unit.norm2 = IdentityConv(4, 4, 1), nn.Identity()
 
 
-def with_replaced_forward(first):
+def with_replaced_forward(unit):
     """Replace the forward method of the second convolution."""
-    first.conv2, first.norm2 = nn.Conv2d(4, 4, 1), nn.Identity()
-    first.conv2.forward = lambda x: x
+    unit.conv2, unit.norm2 = nn.Conv2d(4, 4, 1), nn.Identity()
+    unit.conv2.forward = lambda x: x
 
 
 @pytest.mark.parametrize("change", [with_tanh, with_identity, with_subclass, with_replaced_forward])
 def test_output_of_a_replaced_layer_is_not_overwritten(change):
-    first = net("leejunhyun", "float64").train().encoder[0]
-    change(first)
+    unit = net("leejunhyun", "float64").train().encoder[0]
+    change(unit)
     x, saved = input_of("leejunhyun").double().requires_grad_(), []
-    first.conv2.register_forward_pre_hook(lambda module, args: save_copy(saved, args[0]))
-    got = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
+    unit.conv2.register_forward_pre_hook(lambda module, args: save_copy(saved, args[0]))
+    actual = torch.autograd.grad(unit(x).square().sum(), [x, unit.conv1.weight])
     assert_unchanged(saved)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unet_torch.ops, "may_overwrite", lambda *tensors: False)
-        expected = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
-    assert all(map(torch.equal, got, expected))
+        expected = torch.autograd.grad(unit(x).square().sum(), [x, unit.conv1.weight])
+    assert all(map(torch.equal, actual, expected))
 
 
 @pytest.mark.parametrize("mode", [SaveCalls, SaveOperations])
@@ -150,11 +150,13 @@ def test_unet_does_not_overwrite_tensors_of_saved_tensors_hooks():
     """With these hooks, autograd does not check the versions of saved tensors."""
     model, x, saved = net("leejunhyun", "float64").train(), input_of("leejunhyun").double(), []
     expected = gradients(copy.deepcopy(model), x)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: save_copy(saved, t) or t, lambda t: t):
-        got = gradients(model, x)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: save_copy(saved, tensor) or tensor, lambda tensor: tensor
+    ):
+        actual = gradients(model, x)
     buffers = {b.data_ptr() for b in model.buffers()}   # updated in training
     assert_unchanged([(tensor, copy) for tensor, copy in saved if tensor.data_ptr() not in buffers])
-    assert all(torch.equal(got[key], gradient) for key, gradient in expected.items())
+    assert all(torch.equal(actual[key], gradient) for key, gradient in expected.items())
 
 
 @pytest.mark.parametrize("context", [nullcontext, lambda: torch.device("cpu")], ids=["plain", "device"])
@@ -180,8 +182,8 @@ def block_of(name):
 def arguments_of(name, size, act="relu"):
     """Return x with a gradient, a shortcut and an activation for a block with one input; x and g for the gate."""
     torch.manual_seed(0)
-    x, second = torch.randn(2, 1, 8, size, size).unbind()
-    return (x.requires_grad_(), second, act) if attzoo.info(name).residual else (x, second)
+    x, gating = torch.randn(2, 1, 8, size, size).unbind()
+    return (x.requires_grad_(), gating, act) if attzoo.info(name).residual else (x, gating)
 
 
 @sizes

@@ -238,24 +238,24 @@ def test_sandbox_ends_programs_that_use_network_or_files(statement, tmp_path, mo
 # ---- versions and environment ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("got", "floor"), [
+@pytest.mark.parametrize(("actual", "floor"), [
     ("2.6", "2.6"), ("2.6.0", "2.6"), ("2.10", "2.6"), ("2.13.0+cpu", "2.6"), ("2.6.0a0+git123", "2.6"), ("3.0", "2.6"),
     ("3.13.1", "3.13.1"), ("3.14", "3.13.1"), ("3.15.1", "3.13.1"), ("10.0", "3.13.1"),
 ])   # fmt: skip
 @pytest.mark.case129
-def test_require_accepts_versions_from_the_floor(got, floor):
-    require("torch", got, floor)
+def test_require_accepts_versions_from_the_floor(actual, floor):
+    require("torch", actual, floor)
 
 
-@pytest.mark.parametrize(("got", "floor"), [
+@pytest.mark.parametrize(("actual", "floor"), [
     ("2.5.1", "2.6"), ("2.5.1+cu124", "2.6"), ("1.13.1", "2.6"), ("2", "2.6"), ("3.13.0", "3.13.1"), ("3.13", "3.13.1"),
     ("3.2.99", "3.13.1"),
 ])   # fmt: skip
 @pytest.mark.case129
-def test_require_refuses_older_versions(got, floor):
+def test_require_refuses_older_versions(actual, floor):
     with pytest.raises(ImportError) as caught:
-        require("torch", got, floor)
-    assert str(caught.value) == f"attzoo needs torch >= {floor}, got {got}"
+        require("torch", actual, floor)
+    assert str(caught.value) == f"attzoo needs torch >= {floor}, got {actual}"
 
 
 STUBS = {   # the parts of an old framework that are imported before its version is checked
@@ -285,9 +285,9 @@ def test_change_of_keras_backend_after_import_has_no_effect(monkeypatch, tmp_pat
 
     running = keras.backend.backend()
     monkeypatch.setenv("KERAS_BACKEND", "jax" if running != "jax" else "tensorflow")
-    twin = attzoo.convert(block, backend="keras")
-    attzoo.save(twin, tmp_path / "cbam.safetensors")
+    converted = attzoo.convert(block, backend="keras")
+    attzoo.save(converted, tmp_path / "cbam.safetensors")
     x = keras.random.normal((2, 5, 5, 8))
-    for copied in (twin, attzoo.load(tmp_path / "cbam.safetensors", backend="keras")):
+    for copied in (converted, attzoo.load(tmp_path / "cbam.safetensors", backend="keras")):
         assert (keras.ops.convert_to_numpy(copied(x)) == keras.ops.convert_to_numpy(block(x))).all()
     assert keras.backend.backend() == running

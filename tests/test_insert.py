@@ -69,8 +69,8 @@ def test_gradients_flow_from_the_first_step():
 def test_state_dicts_of_the_plain_network_load():
     plain, (net, _) = network(), attached()
     with torch.no_grad():
-        for p in plain.parameters():
-            p.add_(1)
+        for parameter in plain.parameters():
+            parameter.add_(1)
     missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
     assert all("attention" in key for key in missing)
@@ -110,7 +110,7 @@ def test_training_mode_device_and_dtype_follow_the_network():
     with torch.device("meta"):
         meta = Residual()
     attzoo.attach(meta, "se", after="bn2")
-    assert all(p.is_meta for p in meta.parameters())
+    assert all(parameter.is_meta for parameter in meta.parameters())
 
 
 def test_gamma_is_0_after_reset_from_the_meta_device():
@@ -133,11 +133,11 @@ def test_autocast_keeps_the_dtype_of_the_plain_network():
 
 def test_an_example_changes_neither_statistics_nor_modes():
     net = network().train()
-    before = copy.deepcopy(net.state_dict())
+    state_before = copy.deepcopy(net.state_dict())
     attzoo.attach(net, "eca", after="bn2", example={"x": X}, start="identity", kernel_size=3)
     assert net.training
     assert net.bn1.training
-    for key, value in before.items():
+    for key, value in state_before.items():
         assert torch.equal(net.state_dict()[key], value)
 
 
@@ -216,7 +216,7 @@ def test_wrong_kinds_are_refused():
 
 def test_attaching_twice_is_refused():
     net, _ = attached()
-    with pytest.raises(ValueError, match=r"expected 'bn2' without an attribute .*, got one .* detach it first"):
+    with pytest.raises(ValueError, match=r"expected 'bn2' to have no attribute .*, got a module .* detach it first"):
         attzoo.attach(net, "se", after="bn2")
 
 
@@ -342,7 +342,7 @@ class Listed(nn.ModuleList):
 def test_containers_with_a_forward_of_their_own_are_refused(kind):
     """They would call the block as one of their modules, and the hook would call it again."""
     net = nn.Sequential(kind(nn.Conv2d(3, 8, 1)))
-    with pytest.raises(ValueError, match=r"expected '0' with the forward of its torch class, got .*: it may call"):
+    with pytest.raises(ValueError, match=r"expected '0' to have the forward of its torch class, got .* may call"):
         attzoo.attach(net, "se", after="0", example=X)
     attzoo.attach(net, "se", after="0.0", example=X)
 
@@ -387,7 +387,7 @@ def test_detach_keeps_blocks_that_attach_did_not_add():
 
 def test_given_dtypes_are_used():
     net, _ = attached(dtype=torch.float64)
-    assert {p.dtype for p in net.bn2.attention.parameters()} == {torch.float64}
+    assert {parameter.dtype for parameter in net.bn2.attention.parameters()} == {torch.float64}
 
 
 def test_the_dtype_is_that_of_the_nearest_module():
@@ -449,13 +449,13 @@ def test_page_shows_the_output_of_its_examples(tmp_path, monkeypatch, capsys):
 def test_copies():
     net = trained()
     averaged = torch.optim.swa_utils.AveragedModel(net)
-    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), averaged):
-        assert torch.equal(twin(X), net(X))
-    twin = copy.deepcopy(net)
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), averaged):
+        assert torch.equal(copied(X), net(X))
+    copied = copy.deepcopy(net)
     with torch.no_grad():
-        twin.bn2.attention.gamma.zero_()
-    assert torch.equal(twin(X), network()(X))
-    assert not torch.equal(net(X), twin(X))
+        copied.bn2.attention.gamma.zero_()
+    assert torch.equal(copied(X), network()(X))
+    assert not torch.equal(net(X), copied(X))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
@@ -478,8 +478,8 @@ def test_onnx(tmp_path):
     torch.onnx.export(net, (X,), file, dynamo=True, dynamic_shapes=(SIZES,), verbose=False)
     session = onnxruntime.InferenceSession(file)
     other_input = torch.randn(3, 3, 12, 7)
-    got = session.run(None, {session.get_inputs()[0].name: other_input.numpy()})[0]
-    np.testing.assert_allclose(got, net(other_input).detach(), rtol=1e-4, atol=1e-5)
+    actual = session.run(None, {session.get_inputs()[0].name: other_input.numpy()})[0]
+    np.testing.assert_allclose(actual, net(other_input).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("example", [None, X])
@@ -521,7 +521,7 @@ def test_attention_maps_see_attached_blocks():
     net = trained()
     with attzoo.attention_maps(net) as maps:
         net(X)
-    assert {path: a.shape for path, a in maps.items()} == {
+    assert {path: array.shape for path, array in maps.items()} == {
         "bn2.attention.block.channel": (2, 8, 1, 1), "bn2.attention.block.spatial": (2, 1, 9, 8)}   # fmt: skip
 
 

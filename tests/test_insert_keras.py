@@ -70,10 +70,10 @@ def test_the_residual_branch_is_found():
 def test_weights_are_copies():
     model = network()
     attached_model = attzoo.attach(model, "eca", after="inner.bn", start="identity").model
-    before = output(model)
+    output_before = output(model)
     for weight in attached_model.weights:
         weight.assign(keras.ops.ones(weight.shape))
-    np.testing.assert_array_equal(output(model), before)
+    np.testing.assert_array_equal(output(model), output_before)
 
 
 @pytest.mark.parametrize("after", ["stem", "inner.bn"])
@@ -98,14 +98,14 @@ def test_gamma_and_block_learn():
     before = [keras.ops.convert_to_numpy(w) for w in attached_model.get_layer("last_attention").trainable_weights]
     attached_model.fit(X, np.ones((2, 2)), epochs=2, verbose=0)
     after = [keras.ops.convert_to_numpy(w) for w in attached_model.get_layer("last_attention").trainable_weights]
-    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+    assert all((array_before != array_after).any() for array_before, array_after in zip(before, after, strict=True))
 
 
 def test_attention_maps_see_attached_blocks():
     attached_model = attzoo.attach(network(), "cbam", after="inner.conv", start="identity").model
     with attzoo.attention_maps(attached_model) as maps:
         attached_model(X)
-    assert {path.rpartition(".")[2]: a.shape for path, a in maps.items()} == {
+    assert {path.rpartition(".")[2]: array.shape for path, array in maps.items()} == {
         "channel": (2, 4, 1, 1), "spatial": (2, 1, 8, 7)}   # fmt: skip
 
 
@@ -148,10 +148,10 @@ def test_refusals(arguments, message):
 
 def chain(*layers, inputs=(8, 7, 3), **options):
     """Return a functional model that calls layers one after the other."""
-    x = start = keras.Input(inputs)
+    x = input_tensor = keras.Input(inputs)
     for layer in layers:
         x = layer(x)
-    return keras.Model(start, x, **options)
+    return keras.Model(input_tensor, x, **options)
 
 
 def test_frozen_layers_of_nested_models_stay_frozen():
@@ -172,9 +172,11 @@ def test_frozen_layers_of_nested_models_stay_frozen():
 
 def test_a_layer_in_two_nested_models_is_copied_once():
     shared = keras.layers.Conv2D(3, 1, name="shared")
-    a, b = chain(shared, name="a"), chain(shared, name="b")
+    first_model, second_model = chain(shared, name="a"), chain(shared, name="b")
     inputs = keras.Input((8, 7, 3))
-    model = keras.Model(inputs, keras.layers.ReLU(name="out")(keras.layers.Add()([a(inputs), b(inputs)])))
+    model = keras.Model(
+        inputs, keras.layers.ReLU(name="out")(keras.layers.Add()([first_model(inputs), second_model(inputs)]))
+    )
     report = attzoo.attach(model, "se", after="out", start="identity")
     assert report.model.count_params() == model.count_params() + report.parameters
     np.testing.assert_array_equal(output(report.model), output(model))
@@ -189,16 +191,16 @@ def adapted(layer):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="models with text inputs need TensorFlow")
-@pytest.mark.parametrize("make", [
+@pytest.mark.parametrize("create_layer", [
     lambda: adapted(keras.layers.TextVectorization(output_mode="multi_hot")),
     lambda: adapted(keras.layers.TextVectorization(output_mode="tf_idf")),
     lambda: adapted(keras.layers.StringLookup(output_mode="one_hot")),
     lambda: keras.layers.StringLookup(vocabulary=["a", "b a"], output_mode="one_hot"),
     lambda: keras.Sequential([adapted(keras.layers.TextVectorization(output_mode="multi_hot"))]),
 ])   # fmt: skip
-def test_lookup_layers_keep_their_vocabulary(make):
+def test_lookup_layers_keep_their_vocabulary(create_layer):
     inputs = keras.Input((1,), dtype="string")
-    x = keras.ops.cast(keras.layers.Reshape((-1, 1))(make()(inputs)), "float32")
+    x = keras.ops.cast(keras.layers.Reshape((-1, 1))(create_layer()(inputs)), "float32")
     model = keras.Model(inputs, keras.layers.Conv1D(2, 1, name="conv")(x))
     report = attzoo.attach(model, "se", after="conv", start="identity")
     words = keras.ops.convert_to_tensor(np.array([["a"], ["b a"], ["d"]]))
@@ -224,8 +226,8 @@ def test_keras_masks_are_passed_on(start):
     assert with_block._keras_mask is not None
     if start == "identity":
         words = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]])
-        got, expected = (keras.ops.convert_to_numpy(net(words)) for net in (attached_model, model))
-        np.testing.assert_array_equal(got, expected)
+        actual, expected = (keras.ops.convert_to_numpy(net(words)) for net in (attached_model, model))
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_attaching_twice_is_refused():
@@ -368,13 +370,13 @@ def test_swap_copies_whether_attention_of_keras_applications_is_frozen(frozen):
     assert trainable(trainable=False) == (0, 0)
 
 
-@pytest.mark.parametrize(("act", "before"), [
+@pytest.mark.parametrize(("act", "layers_before"), [
     ("gelu", []), ("relu6", []), ("relu", [keras.layers.Dropout(0.5)]), ("relu", [keras.layers.GaussianNoise(0.5)]),
 ])   # fmt: skip
-def test_attention_of_another_function_gets_initial_weights(act, before):
+def test_attention_of_another_function_gets_initial_weights(act, layers_before):
     inputs = keras.Input((8, 7, 4))
     h = keras.ops.mean(inputs, (1, 2), keepdims=True)
-    for layer in before:   # which changes its input only in training
+    for layer in layers_before:   # which changes its input only in training
         h = layer(h)
     h = keras.layers.Conv2D(2, 1, activation=act, name="se_reduce")(h)
     a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_expand")(h)

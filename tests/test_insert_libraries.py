@@ -29,17 +29,20 @@ def image(name):
 def inputs_and_outputs(net, modules, images):
     """Return the first input and the output of each module in one call of the network."""
     calls = {}
-    handles = [m.register_forward_hook(lambda m, args, y: calls.update({m: (args[0].clone(), y)})) for m in modules]
+    handles = [
+        module.register_forward_hook(lambda module, args, y: calls.update({module: (args[0].clone(), y)}))
+        for module in modules
+    ]
     with torch.no_grad():
         net(images)
     for handle in handles:
         handle.remove()
-    return [calls[m] for m in modules]
+    return [calls[module] for module in modules]
 
 
 # package, network, class of its residual blocks, whether a block has a shortcut that is its input, what follows the sum
 RESIDUAL = [
-    ("torchvision", "resnet18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
+    ("torchvision", "resnet18", "BasicBlock", lambda module: module.downsample is None, torch.relu),
     ("torchvision", "resnext50_32x4d", "Bottleneck", lambda m: m.downsample is None, torch.relu),
     ("torchvision", "mobilenet_v2", "InvertedResidual", lambda m: m.use_res_connect, None),
     ("torchvision", "mobilenet_v3_small", "InvertedResidual", lambda m: m.use_res_connect, None),
@@ -71,7 +74,7 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
         assert torch.equal(net(images), output_before)
     report = attzoo.attach(net, "se", after="residual")
     silence(report)
-    blocks = [m for m in net.modules() if type(m).__name__ == kind and has_shortcut(m)]
+    blocks = [module for module in net.modules() if type(module).__name__ == kind and has_shortcut(module)]
     assert blocks
     assert len(report) >= len(blocks)
     for x, y in inputs_and_outputs(net, blocks, images):
@@ -90,23 +93,23 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
 ])   # fmt: skip
 def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, options):
     net = network(package, name, **options)
-    attention_paths = [path for path, m in net.named_modules() if type(m).__name__ == kind]
+    attention_paths = [path for path, module in net.named_modules() if type(module).__name__ == kind]
     with torch.no_grad():
-        before = net(X)
+        output_before = net(X)
         report = attzoo.swap(net, "se", where=lambda path, module: type(module).__name__ == kind)
         assert [place.path for place in report] == attention_paths
         assert {place.weights for place in report} == {package}
-        assert_close(net(X), before, rtol=1e-4, atol=1e-5)
+        assert_close(net(X), output_before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eca", "cbam"])
 def test_residual_branches_that_end_in_attention(attention):
     net = network("timm", "resnet18", block_args={"attn_layer": attention})
     with torch.no_grad():
-        before = net(X)
+        output_before = net(X)
         report = attzoo.attach(net, "se", after="residual", start="identity")
         assert {place.channels for place in report} == {64, 128, 256, 512}
-        assert torch.equal(net(X), before)
+        assert torch.equal(net(X), output_before)
 
 
 def test_legacy_residual_branches_end_in_their_attention():
@@ -140,11 +143,11 @@ def test_classes_of_the_same_name_without_a_shortcut_are_no_residual_blocks():
 def test_swapped_attention_of_timm_keeps_outputs(attention, name):
     net = network("timm", "resnet18", block_args={"attn_layer": attention})
     with torch.no_grad():
-        before = net(X)
+        output_before = net(X)
         report = attzoo.swap(net, name, where="*.se", example=X)
         assert len(report) == 8
         assert {place.weights for place in report} == {"timm"}
-        assert_close(net(X), before, rtol=1e-4, atol=1e-5)
+        assert_close(net(X), output_before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU6])
@@ -158,8 +161,8 @@ def torchvision_attention(scale=1.0, **options):
     """A module of torchvision, with weights of a scale."""
     module = library("torchvision.ops.misc").SqueezeExcitation(8, 8, **options)
     with torch.no_grad():
-        for p in module.parameters():
-            p.mul_(scale)
+        for parameter in module.parameters():
+            parameter.mul_(scale)
     return nn.Sequential(nn.Conv2d(3, 8, 1), module).eval()
 
 
@@ -221,14 +224,14 @@ def test_frozen_attention_stays_frozen():
     net[1].fc1.requires_grad_(False)
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.parameters == 8 * 8 + 8
-    assert {name: p.requires_grad for name, p in net[1].named_parameters()} == {
+    assert {name: parameter.requires_grad for name, parameter in net[1].named_parameters()} == {
         "squeeze.weight": False, "squeeze.bias": False, "excite.weight": True, "excite.bias": True}   # fmt: skip
 
 
 def test_modules_that_cannot_be_exchanged_are_refused():
     net = torchvision_attention()
     attzoo.attach(net, "eca", after="1", example=X, kernel_size=3)
-    with pytest.raises(ValueError, match="expected '1' without an attached block, got one that has it: detach it"):
+    with pytest.raises(ValueError, match="expected '1' without an attached block, got a module that has one: detach"):
         attzoo.swap(net, "se", where="1")
     with torch.device("meta"):
         net = torchvision_attention()
@@ -257,10 +260,10 @@ def unet():
 @pytest.mark.parametrize("name", ["se", "attention_gate"])   # without a gating signal, and with one
 def test_identity_in_the_skips_of_a_monai_unet_keeps_outputs(name):
     net, x = unet(), torch.randn(2, 1, 16, 20)
-    before = net(x)
+    output_before = net(x)
     report = attzoo.attach(net, name, after="skips", start="identity", example=x)
     assert len(report) == 2
-    assert torch.equal(net(x), before)
+    assert torch.equal(net(x), output_before)
 
 
 def test_gates_in_a_monai_unet_change_only_the_skip():
@@ -275,7 +278,7 @@ def test_gates_in_a_monai_unet_change_only_the_skip():
             skip.attention.psi.bias.fill_(-1e4)
     channels_and_outputs = []
     for skip in skips:
-        skip.register_forward_hook(lambda m, args, y: channels_and_outputs.append((args[0].shape[1], y)))
+        skip.register_forward_hook(lambda module, args, y: channels_and_outputs.append((args[0].shape[1], y)))
     net(x)
     assert len(channels_and_outputs) == 2
     for channels, y in channels_and_outputs:

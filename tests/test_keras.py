@@ -82,17 +82,17 @@ def build(sample, layout=LAST, **kwargs):
     return randomize(sample.create("keras", data_format=layout, **kwargs))
 
 
-def functional_model(sample, layout=LAST, known=False, **kwargs):
-    """Return a model of one block, and the block. The spatial sizes are None unless `known`."""
-    shapes = [to_layout(s if known else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
+def functional_model(sample, layout=LAST, fixed_sizes=False, **kwargs):
+    """Return a model of one block, and the block. The spatial sizes are None unless `fixed_sizes`."""
+    shapes = [to_layout(s if fixed_sizes else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
     tensors = [keras.Input(shape) for shape in shapes]
     block = build(sample, layout, **kwargs)
     return keras.Model(tensors, block(*tensors)), block
 
 
-def all_blocks_model(layout=LAST, known=False):
+def all_blocks_model(layout=LAST, fixed_sizes=False):
     """Return a model with all blocks in a row."""
-    spaces = [shape[2:] if known else (None, None) for shape in NET.shapes]
+    spaces = [shape[2:] if fixed_sizes else (None, None) for shape in NET.shapes]
     x, g = tensors = [keras.Input(to_layout((None, c, *s), layout)[1:]) for c, s in zip((8, 6), spaces, strict=True)]
     row = []
     for name, sample in network().items():
@@ -123,12 +123,12 @@ def array(tensor):
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")))
 
 
-def relative_error(got, expected):
+def relative_error(actual, expected):
     """Return the largest absolute difference, divided by the largest absolute expected value."""
-    got, expected = array(got), array(expected)
-    assert got.shape == expected.shape
-    assert np.isfinite(got).all()
-    return abs(got - expected).max() / abs(expected).max()
+    actual, expected = array(actual), array(expected)
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    return abs(actual - expected).max() / abs(expected).max()
 
 
 def expected_output(block, sample, **kwargs):
@@ -144,8 +144,8 @@ def expected_output(block, sample, **kwargs):
 @every_sample
 def test_functional_model_with_dynamic_sizes_agrees_with_the_spec(sample, layout):
     model, block = functional_model(sample, layout)
-    _, c, *space = sample.shapes[0]
-    assert model.output.shape == to_layout((None, c, *(None for _ in space)), layout)
+    _, c, *sizes = sample.shapes[0]
+    assert model.output.shape == to_layout((None, c, *(None for _ in sizes)), layout)
     for increase in (0, 1, 2):
         y = model(inputs(sample, layout, increase=increase))
         assert relative_error(y, expected_output(block, sample, increase=increase)) < 1e-5
@@ -161,7 +161,7 @@ def test_output_shape_and_dtype_are_known_before_the_call(sample, layout):
     assert output.shape == (None, *shapes[0][1:])
     assert output.dtype == "float16"
     with pytest.raises(ValueError, match="expected"):
-        block.compute_output_shape(*(to_layout((n, c + 1, *space), layout) for n, c, *space in sample.shapes))
+        block.compute_output_shape(*(to_layout((n, c + 1, *sizes), layout) for n, c, *sizes in sample.shapes))
 
 
 @pytest.mark.parametrize("name", [name for name in CHOSEN if len(SAMPLES[name].shapes) == 1])
@@ -230,11 +230,11 @@ def test_channels_first_model_learns(sample):
     keras.utils.set_random_seed(3)   # with some other seeds, all hidden units are 0 and get no gradient
     model, block = functional_model(sample, FIRST)
     xs = inputs(sample, FIRST, increase=2)
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     assert_learns(model, xs, np.random.default_rng(1).normal(size=xs[0].shape).astype("float32"))
     for name, after in attzoo.weights(block).items():
-        before_norm = name.endswith(".bias") and name.replace(".bias", "_norm.bias") in before   # has no effect
-        assert before_norm or (after != before[name]).any(), name
+        before_norm = name.endswith(".bias") and name.replace(".bias", "_norm.bias") in weights_before   # has no effect
+        assert before_norm or (after != weights_before[name]).any(), name
 
 
 @tensorflow_only
@@ -246,8 +246,8 @@ def test_training_with_xla_equals_eager_training():
     for trained, options in ((model, {"jit_compile": True}), (eager, {"run_eagerly": True})):
         trained.compile(keras.optimizers.SGD(0.05), "mse", **options)
         trained.fit(xs, y, batch_size=2, epochs=2, verbose=0)
-    for got, expected in zip(model.weights, eager.weights, strict=True):
-        np.testing.assert_allclose(array(got), array(expected), rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(model.weights, eager.weights, strict=True):
+        np.testing.assert_allclose(array(actual), array(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.case11
@@ -266,25 +266,25 @@ def test_empty_batch_gives_an_empty_output(sample):
 @pytest.mark.parametrize("name", NORMED)
 def test_running_statistics_are_updated_only_in_training(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     inference_output = block(*xs, training=False)
     assert relative_error(block(*xs), inference_output) == 0
-    assert all((after == before[k]).all() for k, after in attzoo.weights(block).items())
+    assert all((after == weights_before[k]).all() for k, after in attzoo.weights(block).items())
     assert relative_error(block(*xs, training=True), inference_output) > 1e-3
     for k, after in attzoo.weights(block).items():
-        assert (after == before[k]).all() != k.endswith((".mean", ".var")), k
+        assert (after == weights_before[k]).all() != k.endswith((".mean", ".var")), k
 
 
 @every_sample
 def test_frozen_block_does_not_change(sample):
     """With trainable=False, norms use running statistics also in training, as in Keras."""
     block, xs = build(sample), inputs(sample)
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     inference_output = block(*xs, training=False)
     block.trainable = False
     assert not block.trainable_weights
     assert relative_error(block(*xs, training=True), inference_output) < 1e-6   # some CPUs have other kernels
-    assert all((after == before[k]).all() for k, after in attzoo.weights(block).items())
+    assert all((after == weights_before[k]).all() for k, after in attzoo.weights(block).items())
 
 
 @pytest.mark.case61
@@ -341,10 +341,10 @@ def test_variables_are_tracked_and_named(sample):
     assert len(model.trainable_weights) == sum(weight.trainable for weight in spec.values())
     assert model.count_params() == sum(weight.size for weight in spec.values())
     for name in spec:
-        *path, leaf = name.split(".")
+        *path, attribute = name.split(".")
         variable = find(block, name)
         assert variable.path == "/".join(["mine", *path, variable.name])
-        assert variable.name == leaf or (variable.name, leaf) == ("kernel", "weight")
+        assert variable.name == attribute or (variable.name, attribute) == ("kernel", "weight")
 
 
 def test_summary_lists_all_blocks():
@@ -366,22 +366,22 @@ def test_summary_lists_all_blocks():
 def test_block_can_be_created_from_its_config(sample, layout):
     block = sample.create("keras", data_format=layout, dtype="mixed_bfloat16", name="mine", trainable=False)
     config = json.loads(json.dumps(block.get_config()))
-    for twin in (
+    for copied in (
         type(block).from_config(config),
         keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(block)),
     ):
-        assert twin.get_config() == config
-        assert (twin.spec, twin.name, twin.data_format, twin.trainable) == (block.spec, "mine", layout, False)
-        assert (twin.compute_dtype, twin.variable_dtype) == ("bfloat16", "float32")
+        assert copied.get_config() == config
+        assert (copied.spec, copied.name, copied.data_format, copied.trainable) == (block.spec, "mine", layout, False)
+        assert (copied.compute_dtype, copied.variable_dtype) == ("bfloat16", "float32")
 
 
 @every_sample
 def test_cloned_model_equals_the_model(sample):
     model, block = functional_model(sample)
-    twin = keras.models.clone_model(model)
-    assert twin.layers[-1].spec == block.spec
-    twin.set_weights(model.get_weights())
-    assert relative_error(twin(inputs(sample)), model(inputs(sample))) == 0
+    cloned = keras.models.clone_model(model)
+    assert cloned.layers[-1].spec == block.spec
+    cloned.set_weights(model.get_weights())
+    assert relative_error(cloned(inputs(sample)), model(inputs(sample))) == 0
 
 
 @pytest.mark.case81
@@ -391,10 +391,10 @@ def test_loaded_model_equals_the_saved_model(sample, layout, tmp_path):
     model, block = functional_model(sample, layout)
     xs = inputs(sample, layout)
     model.save(tmp_path / "model.keras")
-    twin = keras.saving.load_model(tmp_path / "model.keras")
-    assert (twin.layers[-1].spec, twin.layers[-1].data_format) == (block.spec, layout)
-    assert relative_error(twin(xs), model(xs)) == 0
-    assert all((w == attzoo.weights(twin.layers[-1])[k]).all() for k, w in attzoo.weights(block).items())
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert (loaded.layers[-1].spec, loaded.layers[-1].data_format) == (block.spec, layout)
+    assert relative_error(loaded(xs), model(xs)) == 0
+    assert all((w == attzoo.weights(loaded.layers[-1])[k]).all() for k, w in attzoo.weights(block).items())
 
 
 @pytest.mark.case81
@@ -402,12 +402,12 @@ def test_loaded_model_equals_the_saved_model(sample, layout, tmp_path):
 def test_loaded_weights_equal_the_saved_weights(sample, tmp_path):
     model, _ = functional_model(sample)
     keras.utils.set_random_seed(5)
-    twin, _ = functional_model(sample)
+    copied, _ = functional_model(sample)
     xs = inputs(sample)
-    assert relative_error(twin(xs), model(xs)) > 0
+    assert relative_error(copied(xs), model(xs)) > 0
     model.save_weights(tmp_path / "model.weights.h5")
-    twin.load_weights(tmp_path / "model.weights.h5")
-    assert relative_error(twin(xs), model(xs)) == 0
+    copied.load_weights(tmp_path / "model.weights.h5")
+    assert relative_error(copied(xs), model(xs)) == 0
 
 
 RELOAD = """
@@ -454,8 +454,8 @@ def test_model_can_be_loaded_in_a_fresh_process(tmp_path):
 
 def test_pickled_model_equals_the_model():
     model = all_blocks_model()
-    twin = pickle.loads(pickle.dumps(model))
-    assert relative_error(twin(inputs(NET)), model(inputs(NET))) == 0
+    loaded = pickle.loads(pickle.dumps(model))
+    assert relative_error(loaded(inputs(NET)), model(inputs(NET))) == 0
 
 
 # ---- precision -----------------------------------------------------------------------------------------
@@ -571,7 +571,7 @@ def test_saved_model_with_dynamic_sizes_equals_the_model(sample, make, tmp_path)
 def test_litert_model_with_fixed_sizes_equals_the_model(sample, make, tmp_path):
     import tensorflow as tf
 
-    model = make(known=True)
+    model = make(fixed_sizes=True)
     model.export(str(tmp_path / "model.tflite"), format="litert", verbose=False)   # Keras 3.13 takes no Path here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)   # a deprecation
@@ -579,7 +579,9 @@ def test_litert_model_with_fixed_sizes_equals_the_model(sample, make, tmp_path):
     interpreter.allocate_tensors()
     xs = [x[:1] for x in inputs(sample)]
     for x in xs:
-        (index,) = (d["index"] for d in interpreter.get_input_details() if tuple(d["shape"]) == x.shape)
+        (index,) = (
+            details["index"] for details in interpreter.get_input_details() if tuple(details["shape"]) == x.shape
+        )
         interpreter.set_tensor(index, x)
     interpreter.invoke()
     assert relative_error(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), model(xs)) < 1e-5

@@ -40,9 +40,9 @@ def test_quantized_unet_can_be_saved_and_loaded(tmp_path):
     net.quantize("int8")
     after = to_array(net(image))
     assert 0 < abs(after - before).max() < 0.5 * np.ptp(before)
-    twin = saved_and_loaded(net, tmp_path)
-    np.testing.assert_array_equal(to_array(twin(image)), after)
-    dtypes = [{path: entry["dtype"] for path, entry in model.get_config()[POLICIES].items()} for model in (net, twin)]
+    loaded = saved_and_loaded(net, tmp_path)
+    np.testing.assert_array_equal(to_array(loaded(image)), after)
+    dtypes = [{path: entry["dtype"] for path, entry in model.get_config()[POLICIES].items()} for model in (net, loaded)]
     assert dtypes[0] == dtypes[1]
     assert {"encoder_0_block/squeeze", "skip_0/psi", "head"} <= dtypes[0].keys()
 
@@ -60,10 +60,10 @@ def test_quantized_block_can_be_saved_and_loaded(name, args, shapes, mode, quant
     model = model_of(block, *shapes)
     inputs = [random_input(2, *shape) for shape in shapes]
     inputs = inputs if len(inputs) > 1 else inputs[0]
-    before = np.asarray(model(inputs))
+    output_before = np.asarray(model(inputs))
     (block if quantized == "the block" else model).quantize(mode)
     after = np.asarray(model(inputs))
-    assert 0 < abs(after - before).max() < 0.5 * np.ptp(before)
+    assert 0 < abs(after - output_before).max() < 0.5 * np.ptp(output_before)
     np.testing.assert_array_equal(np.asarray(saved_and_loaded(model, tmp_path)(inputs)), after)
     entry = block.get_config()[POLICIES]
     assert entry
@@ -92,9 +92,9 @@ def test_dtype_policy_of_an_inner_layer_is_in_the_config(tmp_path):
     block.channel.squeeze.dtype_policy = "mixed_bfloat16"
     config = block.get_config()
     assert list(config[POLICIES]) == ["channel/squeeze"]
-    twin = type(block).from_config(config)
-    assert twin.channel.squeeze.compute_dtype == "bfloat16"
-    assert twin.channel.excite.compute_dtype == "float32"
+    rebuilt = type(block).from_config(config)
+    assert rebuilt.channel.squeeze.compute_dtype == "bfloat16"
+    assert rebuilt.channel.excite.compute_dtype == "float32"
     with pytest.raises(ValueError, match="expected a layer channel/nothing in CBAM, as in the config, got none"):
         type(block).from_config(config | {POLICIES: {"channel/nothing": config[POLICIES]["channel/squeeze"]}})
 

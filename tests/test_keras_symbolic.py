@@ -24,9 +24,9 @@ from attzoo.ops.keras import keras
 every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
 
 
-def model_with_attention(sample, layout=LAST, known=False, **kwargs):
+def model_with_attention(sample, layout=LAST, fixed_sizes=False, **kwargs):
     """Return a model of the output and the coefficients of a block, and the block."""
-    shapes = [to_layout(s if known else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
+    shapes = [to_layout(s if fixed_sizes else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
     tensors = [keras.Input(shape) for shape in shapes]
     block = sample.create("keras", data_format=layout, **kwargs)
     model = keras.Model(tensors, [block(*tensors), block.attention(*tensors)])
@@ -47,7 +47,7 @@ def test_functional_model_with_attention_equals_the_block(sample):
     for increase in (0, 1):
         assert_equals_block(model, block, inputs(sample, layout, increase=increase))
     assert len(model.weights) == len(block.weights)
-    shape = model_with_attention(sample, layout, known=True)[0].outputs[1].shape
+    shape = model_with_attention(sample, layout, fixed_sizes=True)[0].outputs[1].shape
     assert shape[1:] == block.attention(*inputs(sample, layout)).shape[1:]
 
 
@@ -55,15 +55,15 @@ def test_functional_model_with_attention_equals_the_block(sample):
 def test_saved_model_with_attention_can_be_loaded(sample, tmp_path):
     model, block = model_with_attention(sample)
     model.save(tmp_path / "model.keras")
-    twin = keras.models.load_model(tmp_path / "model.keras")
-    for got, expected in zip(twin(inputs(sample)), model(inputs(sample)), strict=True):
-        np.testing.assert_array_equal(array(got), array(expected))
-    assert len(twin.weights) == len(block.weights)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for actual, expected in zip(loaded(inputs(sample)), model(inputs(sample)), strict=True):
+        np.testing.assert_array_equal(array(actual), array(expected))
+    assert len(loaded.weights) == len(block.weights)
     model.save_weights(tmp_path / "model.weights.h5")
     copies = [keras.models.clone_model(model), keras.models.model_from_json(model.to_json())]
-    for twin in copies:
-        twin.load_weights(tmp_path / "model.weights.h5")
-        assert_equals_block(twin, block, inputs(sample))
+    for loaded in copies:
+        loaded.load_weights(tmp_path / "model.weights.h5")
+        assert_equals_block(loaded, block, inputs(sample))
 
 
 def test_attention_accepts_keyword_arguments(tmp_path):
@@ -74,11 +74,16 @@ def test_attention_accepts_keyword_arguments(tmp_path):
     model = keras.Model([x1, x2, g], [*coefficients, se.attention(x1), se.attention(x2)])
     randomize_statistics(gate)
     model.save(tmp_path / "model.keras")
-    twin = keras.models.load_model(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
     rng = np.random.default_rng(0)
-    a, b, c = (rng.normal(size=(2, *t.shape[1:])).astype("float32") for t in (x1, x2, g))
-    expected = [gate.attention(a, c), gate.attention(b, c), se.attention(a), se.attention(b)]
-    for actual, reference in zip(twin([a, b, c]), expected, strict=True):
+    new_x1, new_x2, new_g = (rng.normal(size=(2, *tensor.shape[1:])).astype("float32") for tensor in (x1, x2, g))
+    expected = [
+        gate.attention(new_x1, new_g),
+        gate.attention(new_x2, new_g),
+        se.attention(new_x1),
+        se.attention(new_x2),
+    ]
+    for actual, reference in zip(loaded([new_x1, new_x2, new_g]), expected, strict=True):
         assert relative_error(actual, reference) < 1e-6
 
 
@@ -114,8 +119,8 @@ def test_custom_layer_that_uses_attention_can_be_reloaded(tmp_path):
     model = keras.Model(x, WeightedMean()(x))
     images = np.ones((2, 3, 4, 8), "float32")
     model.save(tmp_path / "model.keras")
-    twin = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(array(twin(images)), array(model(images)))
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(array(loaded(images)), array(model(images)))
 
 
 def test_dtype_policy_applies_to_attention():
@@ -174,8 +179,8 @@ def test_gradients_of_variables_equal_those_of_tensors(sample):
             tape.watch(arguments)
             y = block(*arguments) * 2
         gradients.append(tape.gradient(y, arguments))
-    for got, expected in zip(*gradients, strict=True):
-        np.testing.assert_allclose(array(got), array(expected), rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(array(actual), array(expected), rtol=1e-5, atol=1e-6)
 
 
 @tensorflow_only
@@ -195,8 +200,8 @@ def test_exported_saved_model_with_attention_equals_the_model(tmp_path):
     model, _ = model_with_attention(sample)
     model.export(tmp_path / "model", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "model")
-    for got, expected in zip(loaded.serve(inputs(sample)), model(inputs(sample)), strict=True):
-        assert relative_error(got, expected) < 1e-6
+    for actual, expected in zip(loaded.serve(inputs(sample)), model(inputs(sample)), strict=True):
+        assert relative_error(actual, expected) < 1e-6
 
 
 def test_json_of_a_model_with_attention_contains_only_the_block(tmp_path):
@@ -212,5 +217,5 @@ def test_gate_accepts_a_symbolic_input_and_a_tensor(tmp_path):
     model = keras.Model(x, gate(x, g))
     model.save(tmp_path / "a.keras")
     image = np.random.default_rng(0).random((2, 5, 4, 8), "f4")
-    for twin in (model, keras.models.load_model(tmp_path / "a.keras")):
-        np.testing.assert_allclose(array(twin(image)), array(gate(image, g)), rtol=1e-6)
+    for loaded in (model, keras.models.load_model(tmp_path / "a.keras")):
+        np.testing.assert_allclose(array(loaded(image)), array(gate(image, g)), rtol=1e-6)

@@ -68,5 +68,5 @@ def match_autograd(block, arguments, training, sizes, tied, last, seed):
         with attzoo.kernels(mode):
             y = module(x)
         results.append([y, *torch.autograd.grad(y, leaves, dy)])
-    for expected, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)

@@ -16,12 +16,12 @@ from kernels import (
     NAMES,
     POOLED,
     SPATIAL,
+    assert_near,
     build,
     check,
     draw,
     exact,
     guarded,
-    near,
     step,
     to_channels_last,
 )
@@ -54,13 +54,13 @@ def _guarded_memory(monkeypatch):
             return empty(*size, **kwargs)
         return watched(*size, empty(*size, device="meta").stride(), **kwargs)
 
-    def like(x, **kwargs):
+    def guarded_empty_like(x, **kwargs):
         if kwargs or not x.is_floating_point():
             return empty_like(x, **kwargs)
         return watched(x.shape, empty_like(x, device="meta").stride(), x.dtype, x.device)
 
     monkeypatch.setattr(torch, "empty", new)
-    monkeypatch.setattr(torch, "empty_like", like)
+    monkeypatch.setattr(torch, "empty_like", guarded_empty_like)
     yield
     assert memories
     for memory in memories:
@@ -130,8 +130,8 @@ def test_steps_beyond_the_end_of_the_last_part_have_no_effect(name, layout):
 def test_results_are_reproducible(name):
     block, x, dy = build(name), draw(2, 8, 5, 4), draw(2, 8, 5, 4, seed=1)
     with tiny_tiles():
-        first, second = step(block, x, dy), step(block, x, dy)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+        first_results, second_results = step(block, x, dy), step(block, x, dy)
+    assert all(torch.equal(first_results[key], second_results[key]) for key in first_results)
 
 
 @all_blocks
@@ -153,8 +153,8 @@ def test_input_and_gradient_may_have_any_strides(name, layout):
     wider_x[..., ::2] = plain_x
     transposed_x = plain_x.mT.contiguous().mT
     for x in (draw(2, 8, 4, 3, layout=layout), wider_x[..., ::2], transposed_x):
-        got = step(block, x, dy if x is transposed_x else to_channels_last(dy))
-        near(got, expected)
+        actual = step(block, x, dy if x is transposed_x else to_channels_last(dy))
+        assert_near(actual, expected)
     assert step(block, draw(2, 8, 4, 3, layout=layout), dy)["y"].stride() == draw(2, 8, 4, 3, layout=layout).stride()
     per_channel = draw(1, 8, 1, 1, seed=2)
     for expanded_dy in (per_channel.expand(2, 8, 4, 3), draw(1, seed=2).expand(2, 8, 4, 3)):
@@ -166,10 +166,10 @@ def test_weights_may_have_any_strides(name):
     """A network converted to channels last has convolution weights in channels last too."""
     block, x, dy = build(name), draw(2, 8, 4, 3, layout=LAYOUTS[1]), draw(2, 8, 4, 3, seed=1)
     expected = exact(block, x, dy)
-    near(step(copy.deepcopy(block).to(memory_format=torch.channels_last), x, dy), expected)
+    assert_near(step(copy.deepcopy(block).to(memory_format=torch.channels_last), x, dy), expected)
     for parameter in block.parameters():
         parameter.data = parameter.data.mT.contiguous().mT if parameter.ndim > 1 else parameter.data
-    near(step(block, x, dy), expected)
+    assert_near(step(block, x, dy), expected)
 
 
 @all_blocks
@@ -178,13 +178,18 @@ def test_training_step_allocates_only_output_and_gradient_of_the_size_of_x(name,
     block, x = build(name, 32, norm=False) if name in SPATIAL else build(name, 32), draw(2, 32, 6, 5, layout=layout)
     x, dy = x.requires_grad_(), draw(2, 32, 6, 5, layout=layout, seed=1)
     saved = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    )
     with Large(x) as large_tensors, hooks:
         with attzoo.kernels("triton"):
             y = block(x)
         torch.autograd.grad(y, [x, *block.parameters()], dy)
-    inputs_and_weights = {t.untyped_storage().data_ptr() for t in (x, dy, *block.parameters())}
-    assert sum(t.numel() for t in saved if t.untyped_storage().data_ptr() not in inputs_and_weights) <= x.numel() // 4
+    inputs_and_weights = {tensor.untyped_storage().data_ptr() for tensor in (x, dy, *block.parameters())}
+    assert (
+        sum(tensor.numel() for tensor in saved if tensor.untyped_storage().data_ptr() not in inputs_and_weights)
+        <= x.numel() // 4
+    )
     assert len(large_tensors.made.keys() - inputs_and_weights - {0}) == 2   # 0 is the address of empty tensors
 
 
@@ -214,15 +219,15 @@ def test_non_finite_input_affects_only_its_sample(name, value, hard):
     block = build_with_gate(name, "hard_sigmoid" if hard else "sigmoid")
     x, dy = draw(3, 8, 3, 4, layout=LAYOUTS[value < 0]), torch.ones(3, 8, 3, 4, device=DEVICE)
     x[1, 2, 0, 1] = value
-    got, expected = step(block.eval(), x, dy), exact(block, x, dy)
-    assert not got["y"][1].isfinite().all()
-    assert got["y"][::2].isfinite().all()
-    assert got["gradient of x"][::2].isfinite().all()
+    actual, expected = step(block.eval(), x, dy), exact(block, x, dy)
+    assert not actual["y"][1].isfinite().all()
+    assert actual["y"][::2].isfinite().all()
+    assert actual["gradient of x"][::2].isfinite().all()
     if hard:   # relu6 has the gradient 1 for NaN on a GPU, as in the kernels, and 0 on a CPU
-        near({"y": got["y"]}, {"y": expected["y"]})
-        assert not any((got[key].isfinite() & ~expected[key].isfinite()).any() for key in got)
+        assert_near({"y": actual["y"]}, {"y": expected["y"]})
+        assert not any((actual[key].isfinite() & ~expected[key].isfinite()).any() for key in actual)
     else:
-        near(got, expected)
+        assert_near(actual, expected)
 
 
 @all_blocks
@@ -240,11 +245,11 @@ def test_non_finite_gradient_affects_only_its_sample(name):
     for value in (float("nan"), float("inf")):
         dy = draw(3, 8, 3, 4, seed=1)
         dy[1, 2, 0, 1] = value
-        got, expected = step(block, x, dy), exact(block, x, dy)
+        actual, expected = step(block, x, dy), exact(block, x, dy)
         if value != value:
-            near(got, expected)
+            assert_near(actual, expected)
         # the plain form multiplies infinite gradients of maxima by 0, which gives more NaN
-        assert all(torch.equal(got[key].isfinite(), expected[key].isfinite()) for key in got)
+        assert all(torch.equal(actual[key].isfinite(), expected[key].isfinite()) for key in actual)
 
 
 @all_blocks
@@ -252,8 +257,8 @@ def test_sums_beyond_the_range_of_float16_are_finite(name):
     x = draw(2, 8, 12, 11, kind="equal", dtype=torch.float16).abs() + 600
     dy = draw(2, 8, 12, 11, dtype=torch.float16, seed=1).abs()
     assert (x * dy).sum((2, 3)).isinf().any()
-    got = check(build(name, dtype=torch.float16), x, dy / 16, "float16")
-    assert all(t.isfinite().all() for t in got.values())
+    actual = check(build(name, dtype=torch.float16), x, dy / 16, "float16")
+    assert all(tensor.isfinite().all() for tensor in actual.values())
 
 
 # ---- parameters and statistics ---------------------------------------------------------------------------------------
@@ -269,7 +274,7 @@ def test_frozen_parameters_and_inputs_get_no_gradient(name, frozen):
         gradients = torch.autograd.grad(y, list(block.parameters()), dy)
         expected = exact(build(name), x, dy)
         names = [name for name, _ in block.named_parameters()]
-        near(dict(zip(names, gradients, strict=True)), {name: expected[f"gradient of {name}"] for name in names})
+        assert_near(dict(zip(names, gradients, strict=True)), {name: expected[f"gradient of {name}"] for name in names})
         return
     for parameter in list(block.parameters())[: None if frozen == "everything" else 1]:
         parameter.requires_grad_(False)
@@ -299,17 +304,17 @@ def test_running_statistics_match_plain_form(name, change):
     norm = (block.spatial if name == "cbam" else block).norm
     for key, value in change.items():
         setattr(norm, key, value)
-    twin = copy.deepcopy(block).double()
+    block64 = copy.deepcopy(block).double()
     for turn in range(3):
         block.train(turn < 2)
-        twin.train(turn < 2)
+        block64.train(turn < 2)
         x, dy = draw(2, 8, 4, 3, seed=turn), draw(2, 8, 4, 3, seed=turn + 5)
-        near(step(block, x, dy), step(twin, x.double(), dy.double(), mode="eager"))
+        assert_near(step(block, x, dy), step(block64, x.double(), dy.double(), mode="eager"))
         with torch.no_grad():
             with attzoo.kernels("triton"):
                 block(x)
             with attzoo.kernels("eager"):
-                twin(x.double())
+                block64(x.double())
     assert norm.num_batches_tracked == (0 if "track_running_stats" in change else 2)
 
 
@@ -333,9 +338,9 @@ def test_norm_in_training_raises_for_one_value(name):
 def test_empty_batch_matches_plain_form(name, training):
     block, x = build(name).train(training), draw(0, 8, 4, 3)
     expected = step(block, x, x, mode="eager")
-    got = step(block, x, x)
-    assert got.keys() == expected.keys()
-    assert all(torch.equal(got[key].nan_to_num(7), expected[key].nan_to_num(7)) for key in got)
+    actual = step(block, x, x)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key].nan_to_num(7), expected[key].nan_to_num(7)) for key in actual)
 
 
 # ---- tests of the checks ---------------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ from kernels import (
     NAMES,
     SPATIAL,
     StepTolerance,
+    assert_near,
     build,
     check,
     draw,
     exact,
-    near,
     options_of,
     step,
     step_inputs,
@@ -94,14 +94,14 @@ def test_tensors_of_more_than_2_to_the_31_elements(name, last, shape):
     layout = torch.channels_last if last else torch.contiguous_format
     xs = [torch.randn(shape, dtype=torch.bfloat16, device=DEVICE).to(memory_format=layout)
           for _ in step_inputs(name, *shape[:2], 1, 1)]   # fmt: skip
-    got = step(block, *xs)
-    last_samples = [t[-1:] for t in xs]
-    ours = {key: got[key][-1:].clone() for key in ("y", "gradient of x", "gradient of g")[: len(xs)]}
+    actual = step(block, *xs)
+    last_samples = [tensor[-1:] for tensor in xs]
+    ours = {key: actual[key][-1:].clone() for key in ("y", "gradient of x", "gradient of g")[: len(xs)]}
     if len(xs) > 2:
         StepTolerance(block, *last_samples).check(ours)
     else:
         expected = exact(block, *last_samples)
-        near(ours, {key: expected[key] for key in ours}, "bfloat16", differing_fraction=DIFFERING_FRACTION)
+        assert_near(ours, {key: expected[key] for key in ours}, "bfloat16", differing_fraction=DIFFERING_FRACTION)
 
 
 class Net(nn.Module):
@@ -126,20 +126,20 @@ def test_training_reaches_the_losses_of_the_plain_form(steps):
     x, losses = draw(2, 3, size, size), {}
     target = x.mean(1, keepdim=True).sin()
     for mode in ("triton", "eager"):
-        twin = copy.deepcopy(net)
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
+        copied = copy.deepcopy(net)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=0.05, momentum=0.9)
         losses[mode] = []
         for _ in range(steps):
             optimizer.zero_grad()
             with attzoo.kernels(mode):
-                loss = nn.functional.mse_loss(twin(x), target)
+                loss = nn.functional.mse_loss(copied(x), target)
             loss.backward()
             optimizer.step()
             losses[mode].append(loss.item())
-    first, end = losses["eager"][0], slice(-max(steps // 10, 1), None)
-    ours, plain = (sum(losses[mode][end]) / len(losses[mode][end]) for mode in ("triton", "eager"))
+    first_loss, last_steps = losses["eager"][0], slice(-max(steps // 10, 1), None)
+    ours, plain = (sum(losses[mode][last_steps]) / len(losses[mode][last_steps]) for mode in ("triton", "eager"))
     assert losses["triton"][:3] == pytest.approx(losses["eager"][:3], rel=1e-3)
-    assert ours == pytest.approx(plain, rel=0.1, abs=0.01 * first)   # rounding grows from step to step
+    assert ours == pytest.approx(plain, rel=0.1, abs=0.01 * first_loss)   # rounding grows from step to step
 
 
 # ---- graphs, streams, devices, memory --------------------------------------------------------------------------------
@@ -156,15 +156,15 @@ def test_cuda_graph_of_a_training_step(name):
             y = block(*static_inputs)
         return [y, *torch.autograd.grad(y, [*static_inputs, *parameters], dy)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
         for _ in range(3):
             run()
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream().wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = run()
+        actual = run()
     for seed in (10, 20):
         *new_inputs, _ = step_inputs(name, 8, 64, 32, 32, seed=seed)
         with torch.no_grad():
@@ -172,7 +172,7 @@ def test_cuda_graph_of_a_training_step(name):
                 static_x.copy_(x)
         graph.replay()
         expected = step(block, *new_inputs, dy)
-        assert all(torch.equal(g, w) for g, w in zip(got, expected.values(), strict=False))
+        assert all(torch.equal(g, w) for g, w in zip(actual, expected.values(), strict=False))
 
 
 @marked(GPU)
@@ -185,9 +185,9 @@ def test_kernels_run_on_the_current_stream(name):
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)
         late_x.copy_(x)
-        got = step(block, late_x, *rest)
+        actual = step(block, late_x, *rest)
     stream.synchronize()
-    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 @marked(TWO)
@@ -196,22 +196,22 @@ def test_kernels_run_on_the_device_of_their_inputs(name):
     block, xs = build(name), step_inputs(name, 2, 8, 4, 3)
     expected = step(block, *xs)
     device = torch.device("cuda", 1)
-    got = step(block.to(device), *(x.to(device) for x in xs))
+    actual = step(block.to(device), *(x.to(device) for x in xs))
     assert torch.cuda.current_device() == 0
-    assert all(t.device == device for t in got.values())
-    assert all(torch.equal(got[key].cpu(), expected[key].cpu()) for key in expected)
+    assert all(tensor.device == device for tensor in actual.values())
+    assert all(torch.equal(actual[key].cpu(), expected[key].cpu()) for key in expected)
 
 
 @marked(GPU)
 @all_blocks
 def test_two_hundred_steps_leak_no_memory(name):
     block, (*xs, _) = build(name, 64), step_inputs(name, 8, 64, 32, 32)
-    for turn in range(200):
+    for step_index in range(200):
         with attzoo.kernels("triton"):
             block(*xs).sum().backward()
-        if turn == 9:
-            before = torch.cuda.memory_allocated()
-    assert torch.cuda.memory_allocated() == before
+        if step_index == 9:
+            allocated_before = torch.cuda.memory_allocated()
+    assert torch.cuda.memory_allocated() == allocated_before
 
 
 # ---- compute-sanitizer -----------------------------------------------------------------------------------------------

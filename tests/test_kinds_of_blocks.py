@@ -137,9 +137,9 @@ def test_functional_keras_model_of_two_arrays_is_saved_and_reloaded(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     x = np.moveaxis(x, 1, -1)
-    before, after = model(x), loaded(x)
-    assert before.keys() == after.keys() == {"y", "channel", "position"}
-    for name, tensor in before.items():
+    output_before, after = model(x), loaded(x)
+    assert output_before.keys() == after.keys() == {"y", "channel", "position"}
+    for name, tensor in output_before.items():
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(after[name]), keras.ops.convert_to_numpy(tensor))
 
 

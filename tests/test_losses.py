@@ -18,7 +18,7 @@ def formula(name, logits, masks):
     if name == "both":
         return formula("cross_entropy", logits, masks) + formula("dice", logits, masks)
     p = np.exp(logits - logits.max(1, keepdims=True))
-    p, q = p / p.sum(1, keepdims=True), 1 / (1 + np.exp(-logits))
+    p, sigmoid = p / p.sum(1, keepdims=True), 1 / (1 + np.exp(-logits))
     terms = []
     for n, mask in enumerate(masks):
         pixels = [index for index in np.ndindex(mask.shape) if mask[index] != IGNORE]
@@ -29,11 +29,11 @@ def formula(name, logits, masks):
         for k in range(logits.shape[1]):
             positive = k if logits.shape[1] > 1 else 1
             targets = np.array([mask[index] == positive for index in pixels], float)
-            outputs.append((np.array([(q if name == "bce" else p)[(n, k, *index)] for index in pixels]), targets))
+            outputs.append((np.array([(sigmoid if name == "bce" else p)[(n, k, *index)] for index in pixels]), targets))
         if name == "bce":
-            terms += [v for f, t in outputs for v in -t * np.log(f) - (1 - t) * np.log(1 - f)]
+            terms += [v for factor, t in outputs for v in -t * np.log(factor) - (1 - t) * np.log(1 - factor)]
         elif pixels and name == "dice":
-            terms += [1 - (2 * (f * t).sum() + 1) / (f.sum() + t.sum() + 1) for f, t in outputs]
+            terms += [1 - (2 * (factor * t).sum() + 1) / (factor.sum() + t.sum() + 1) for factor, t in outputs]
         elif pixels:
             overlaps = [((f * t).sum() + 1, ((1 - f) * t).sum(), (f * (1 - t)).sum()) for f, t in outputs]
             terms += [(1 - tp / (tp + 0.7 * fn + 0.3 * fp)) ** 0.75 for tp, fn, fp in overlaps]   # as in the paper
@@ -81,13 +81,13 @@ def example():
     for false positives and gamma 4/3, with 1 added to both sides of the fraction and the mean over classes:
     TI = 3.5 / (3.5 + 0.35 + 0.3) and 2 / (2 + 0.7 + 0.15).
     """
-    p = np.array([0.1, 0.1, 0.3, 0.5, 0.5, 0.9])
+    probabilities = np.array([0.1, 0.1, 0.3, 0.5, 0.5, 0.9])
     masks = np.array([[0, 0, 0, 1, 1, 255]])
     entropy = -(2 * np.log(0.9) + np.log(0.7) + 2 * np.log(0.5)) / 5
     dice = ((1 - 6 / 7.5) + (1 - 3 / 4.5)) / 2
     tversky = ((0.65 / 4.15) ** 0.75 + (0.85 / 2.85) ** 0.75) / 2
     values = {"cross_entropy": entropy, "dice": dice, "both": entropy + dice, "focal_tversky": tversky}
-    return np.log([1 - p, p])[None], masks, values
+    return np.log([1 - probabilities, probabilities])[None], masks, values
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "dice", "both", "focal_tversky"])
@@ -100,20 +100,20 @@ def test_values_equal_those_computed_by_hand(name):
 def test_keras_counts_in_float32_if_its_default_is_float16():
     """float16 cannot count 5005 pixels one by one."""
     logits, masks, values = example()
-    before = keras.config.floatx()
+    floatx_before = keras.config.floatx()
     keras.config.set_floatx("float16")
     try:
         value = keras_loss("cross_entropy", np.tile(logits, 1001), np.tile(masks, 1001))[0]
     finally:
-        keras.config.set_floatx(before)
+        keras.config.set_floatx(floatx_before)
     assert value == pytest.approx(values["cross_entropy"], rel=1e-5)
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_binary_cross_entropy_equals_the_value_computed_by_hand(outputs):
     """One output is 0.2 where the mask is 0 and 0.6 where it is 1; of two outputs, the first is 1 minus the second."""
-    q = np.array([[[0.2, 0.6]]]) if outputs == 1 else np.array([[[0.8, 0.4], [0.2, 0.6]]])
-    logits, masks = np.log(q / (1 - q)), np.array([[0, 1]])
+    probabilities = np.array([[[0.2, 0.6]]]) if outputs == 1 else np.array([[[0.8, 0.4], [0.2, 0.6]]])
+    logits, masks = np.log(probabilities / (1 - probabilities)), np.array([[0, 1]])
     for loss in (torch_loss, keras_loss):
         assert loss("bce", logits, masks)[0] == pytest.approx(-(np.log(0.8) + np.log(0.6)) / 2, rel=1e-6)
 

@@ -55,8 +55,8 @@ def net(**kwargs):
 
 def keras_net(layout="channels_last"):
     """Return a Keras model with two blocks."""
-    space = (3, 8, 7) if layout == "channels_first" else (8, 7, 3)
-    inputs = keras.Input(space)
+    input_shape = (3, 8, 7) if layout == "channels_first" else (8, 7, 3)
+    inputs = keras.Input(input_shape)
     h = attzoo.create("spatial_attention", 3, backend="keras", kernel_size=3, data_format=layout, name="look")(inputs)
     return keras.Model(inputs, attzoo.create("eca", 3, backend="keras", data_format=layout, name="weigh")(h))
 
@@ -100,13 +100,13 @@ def expected(block, inputs):
 @every_sample
 def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
     torch.manual_seed(0)
-    block, x = sample.create("torch").eval(), [a.astype(np.float32) for a in sample.arrays()]
-    model, tensors = Holder(block), [torch.from_numpy(a) for a in x]
-    before, state_before = model(*tensors), state(model)
+    block, x = sample.create("torch").eval(), [array.astype(np.float32) for array in sample.arrays()]
+    model, tensors = Holder(block), [torch.from_numpy(array) for array in x]
+    output_before, state_before = model(*tensors), state(model)
     with attzoo.attention_maps(model) as recorded:
-        assert torch.equal(model(*tensors), before)
+        assert torch.equal(model(*tensors), output_before)
     assert state(model) == state_before
-    correct = {f"layer.1.attention{path}": a for path, a in expected(block, x).items()}
+    correct = {f"layer.1.attention{path}": array for path, array in expected(block, x).items()}
     assert list(recorded) == list(correct)
     for path, a in correct.items():
         assert recorded[path].dtype == np.float32
@@ -118,14 +118,14 @@ def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
 def test_maps_of_functional_keras_models_in_both_layouts(sample, layout):
     keras.utils.set_random_seed(0)
     block = sample.create("keras", data_format=layout, name=NAME)
-    x = [a.astype(np.float32) for a in sample.arrays()]
-    model = functional(block, [a.shape for a in x], layout)
-    tensors = [a if layout == "channels_first" else np.moveaxis(a, 1, -1) for a in x]
-    before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
+    x = [array.astype(np.float32) for array in sample.arrays()]
+    model = functional(block, [array.shape for array in x], layout)
+    tensors = [array if layout == "channels_first" else np.moveaxis(array, 1, -1) for array in x]
+    output_before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
     with attzoo.attention_maps(model) as recorded:
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(tensors)), before)
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(tensors)), output_before)
     assert state(model) == state_before
-    correct = {f"{block.name}{path}": a for path, a in expected(block, x).items()}
+    correct = {f"{block.name}{path}": array for path, array in expected(block, x).items()}
     assert list(recorded) == list(correct)
     for path, a in correct.items():
         np.testing.assert_allclose(recorded[path], a, rtol=1e-6)
@@ -143,7 +143,7 @@ def test_unet_has_the_same_maps_in_both_frameworks(block):
         with attzoo.attention_maps(model) as recorded[backend]:
             adapter(backend).forward(model, [image()], training=False)
     gates = {"skip.0": (2, 1, 8, 7), "skip.1": (2, 1, 4, 4)}
-    assert {path: a.shape for path, a in recorded["torch"].items() if path.startswith("skip")} == gates
+    assert {path: array.shape for path, array in recorded["torch"].items() if path.startswith("skip")} == gates
     assert len(recorded["torch"]) == (2 if block is None else 2 + 5 * 2)
     assert "encoder.1.block.channel" in recorded["torch"] or block is None
     assert list(recorded["torch"]) == list(recorded["keras"])
@@ -153,7 +153,7 @@ def test_unet_has_the_same_maps_in_both_frameworks(block):
 
 def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch):
     model, x = net(), torch.from_numpy(image()).requires_grad_()
-    correct = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+    expected = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
     counts, se = [], type(model[1])
     compute = se.attention
     monkeypatch.setattr(se, "attention", lambda self, x: counts.append(1) or compute(self, x))
@@ -161,7 +161,7 @@ def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch)
         y = model(x)
     assert counts == [1]
     gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()])
-    for gradient, expected_gradient in zip(gradients, correct, strict=True):
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
         assert torch.equal(gradient, expected_gradient)
     recorded["1"][:] = 7   # a copy, so the model does not change
     with attzoo.attention_maps(model) as second_maps:
@@ -177,8 +177,8 @@ def test_map_is_that_of_the_latest_call_and_last_use_of_a_block():
         assert recorded["0"].shape == (1, 4, 1, 1)
         model(x[1])
     assert list(recorded) == ["0"]
-    correct = se.attention(model[:2](x[1])).detach().numpy()
-    np.testing.assert_array_equal(recorded["0"], correct)
+    expected = se.attention(model[:2](x[1])).detach().numpy()
+    np.testing.assert_array_equal(recorded["0"], expected)
 
 
 def test_path_of_a_shared_keras_block_is_its_first():
@@ -189,20 +189,20 @@ def test_path_of_a_shared_keras_block_is_its_first():
         model(np.moveaxis(image(), 1, -1))
     assert list(recorded) == [f"{inner.name}.look", f"{inner.name}.weigh"]
     x = np.moveaxis(keras.ops.convert_to_numpy(inner(np.moveaxis(image(), 1, -1))), -1, 1)
-    correct = adapter("keras").attention(inner.get_layer("look"), [x])
-    np.testing.assert_allclose(recorded[f"{inner.name}.look"], correct, rtol=1e-6)
+    expected = adapter("keras").attention(inner.get_layer("look"), [x])
+    np.testing.assert_allclose(recorded[f"{inner.name}.look"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "correct"),
+    ("dtype", "expected"),
     [(torch.float16, np.float32), (torch.bfloat16, np.float32), (torch.float64, np.float64)],
     ids=str,
 )
-def test_maps_are_float32_or_float64(dtype, correct):
+def test_maps_are_float32_or_float64(dtype, expected):
     model, x = net().to(dtype), torch.from_numpy(image()).to(dtype)
     with attzoo.attention_maps(model) as recorded:
         model(x)
-    assert {a.dtype for a in recorded.values()} == {np.dtype(correct)}
+    assert {a.dtype for a in recorded.values()} == {np.dtype(expected)}
     np.testing.assert_array_equal(recorded["1"], model[1].attention(model[0](x)).detach().to(torch.float64).numpy())
 
 
@@ -344,23 +344,23 @@ def record(model, call, x):
     return dict(recorded)
 
 
-def assert_equal(got, correct):
+def assert_equal(actual, expected):
     """Assert that maps have the same paths in the same order and equal arrays."""
-    assert list(got) == list(correct)
-    for path, array in correct.items():
-        np.testing.assert_array_equal(got[path], array)
+    assert list(actual) == list(expected)
+    for path, array in expected.items():
+        np.testing.assert_array_equal(actual[path], array)
 
 
 @every_framework
 def test_calls_in_other_threads_are_not_recorded(framework):
     model, call = models()[framework]
-    correct = record(model, call, image())
+    expected = record(model, call, image())
     with attzoo.attention_maps(model) as recorded:
         in_thread(lambda: call(model, image(1)))
         assert not recorded
         call(model, image())
         in_thread(lambda: call(model, image(1)))
-    assert_equal(recorded, correct)
+    assert_equal(recorded, expected)
     with pytest.raises(ValueError, match=r"records .*, no calls of other threads"), attzoo.attention_maps(model):
         in_thread(lambda: call(model, image()))
 
@@ -390,17 +390,17 @@ def test_each_of_eight_threads_records_its_own_calls(framework):
 @every_framework
 def test_calls_in_a_copy_of_the_context_are_recorded_until_the_end(framework):
     model, call = models()[framework]
-    correct = record(model, call, image())
+    expected = record(model, call, image())
     with attzoo.attention_maps(model) as recorded:
         context = copy_context()
         in_thread(lambda: context.run(call, model, image()))
-        assert_equal(recorded, correct)
+        assert_equal(recorded, expected)
     in_thread(lambda: context.run(call, model, image(1)))
     context.run(call, model, image(1))
     with attzoo.attention_maps(model):   # the old context runs through its taps
         call(model, image(1))
         context.run(call, model, image(1))
-    assert_equal(recorded, correct)
+    assert_equal(recorded, expected)
 
 
 def save_and_load(model):
@@ -413,9 +413,9 @@ def save_and_load(model):
 
 def clone(model):
     """Return a clone of a Keras model with the same weights."""
-    twin = keras.models.clone_model(model)
-    twin.set_weights(model.get_weights())
-    return twin
+    cloned = keras.models.clone_model(model)
+    cloned.set_weights(model.get_weights())
+    return cloned
 
 
 COPIES = {   # framework, and function that copies a model
@@ -431,20 +431,20 @@ COPIES = {   # framework, and function that copies a model
 
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_made_inside_are_not_recorded(kind):
-    framework, make = COPIES[kind]
+    framework, copy_model = COPIES[kind]
     model, call = models()[framework]
-    correct, y = record(model, call, image()), call(model, image())
+    expected, y = record(model, call, image()), call(model, image())
     with attzoo.attention_maps(model) as recorded:
         call(model, image())
-        twin = make(model)
-        call(twin, image(1))
-        assert_equal(recorded, correct)
-    call(twin, image(1))
-    assert_equal(recorded, correct)
-    assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(twin, image()), y)))
-    parts = twin._flatten_layers() if framework else twin.modules()
+        copied = copy_model(model)
+        call(copied, image(1))
+        assert_equal(recorded, expected)
+    call(copied, image(1))
+    assert_equal(recorded, expected)
+    assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(copied, image()), y)))
+    parts = copied._flatten_layers() if framework else copied.modules()
     assert not any({"attention", "__reduce_ex__"} & set(vars(part)) for part in parts)
-    assert_equal(record(twin, call, image()), correct)
+    assert_equal(record(copied, call, image()), expected)
 
 
 def test_copies_keep_a_replaced_attention():
@@ -458,11 +458,11 @@ def test_copies_keep_a_replaced_attention():
     model = net()
     vars(model[1])["attention"] = Replacement(model[1])
     with attzoo.attention_maps(model) as recorded:
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         model(torch.from_numpy(image()))
-    assert isinstance(vars(twin[1])["attention"], Replacement)
-    assert vars(twin[1])["attention"].block is twin[1]
-    assert not twin(torch.from_numpy(image())).isnan().any()
+    assert isinstance(vars(copied[1])["attention"], Replacement)
+    assert vars(copied[1])["attention"].block is copied[1]
+    assert not copied(torch.from_numpy(image())).isnan().any()
     assert not recorded["1"].any()
 
 
@@ -470,9 +470,9 @@ class Copied(ModuleAttention):
     """A block with its own __deepcopy__."""
 
     def __deepcopy__(self, memo):
-        twin = type(self)()
-        twin.__dict__.update(copy.deepcopy(vars(self), memo | {id(self): twin}))
-        return twin
+        copied = type(self)()
+        copied.__dict__.update(copy.deepcopy(vars(self), memo | {id(self): copied}))
+        return copied
 
 
 def test_copies_by_a_custom_deepcopy_are_not_recorded():
@@ -480,14 +480,14 @@ def test_copies_by_a_custom_deepcopy_are_not_recorded():
     x = [torch.from_numpy(image(i)) for i in (0, 1)]
     with attzoo.attention_maps(model) as recorded:
         model(x[0])
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         with torch.no_grad():
-            twin[0].attention.attention[0].bias += 1
-        twin(x[1])
+            copied[0].attention.attention[0].bias += 1
+        copied(x[1])
     np.testing.assert_array_equal(recorded["0"], model[0].attention(x[0]).detach())
-    assert not torch.equal(twin(x[0]), model(x[0]))
-    with attzoo.attention_maps(twin) as twin_maps:
-        twin(x[0])
+    assert not torch.equal(copied(x[0]), model(x[0]))
+    with attzoo.attention_maps(copied) as twin_maps:
+        copied(x[0])
     assert not np.array_equal(twin_maps["0"], recorded["0"])
 
 
@@ -521,8 +521,8 @@ def test_models_without_blocks_raise():
     with pytest.raises(TypeError, match="expected a model of torch or Keras, got str"), attzoo.attention_maps("net"):
         raise AssertionError
     for model in (nn.Sequential(nn.Linear(2, 2)), keras.Sequential([keras.layers.Dense(2)])):
-        correct = "expected a model that contains attention blocks, got a Sequential without any"
-        with pytest.raises(ValueError, match=correct), attzoo.attention_maps(model):
+        expected = "expected a model that contains attention blocks, got a Sequential without any"
+        with pytest.raises(ValueError, match=expected), attzoo.attention_maps(model):
             raise AssertionError
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import cheap
 
 from attzoo.contract import Weight
 from attzoo.ops import guard
@@ -28,24 +29,27 @@ def resize_in_keras(x, size, *options):
     return np.moveaxis(keras_ops.ops.convert_to_numpy(y), -1, 1)
 
 
+@cheap
 @given(sizes, st.booleans())
 def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
     x, size = image(pairs), tuple(new for _, new in pairs)
     expected = F.interpolate(torch.from_numpy(x), size, mode=MODES[len(size)], align_corners=align_corners).numpy()
-    for got in (ops.resize(x, size, "linear", align_corners), resize_in_keras(x, size, "linear", align_corners),
+    for actual in (ops.resize(x, size, "linear", align_corners), resize_in_keras(x, size, "linear", align_corners),
                 torch_ops.resize(torch.from_numpy(x), size, "linear", align_corners).numpy()):   # fmt: skip
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
+@cheap
 @given(sizes)
 def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
     x, size = image(pairs), tuple(new for _, new in pairs)
     expected = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
-    for got in (ops.resize(x, size, "nearest", False), resize_in_keras(x, size, "nearest", False),
+    for actual in (ops.resize(x, size, "nearest", False), resize_in_keras(x, size, "nearest", False),
                 torch_ops.resize(torch.from_numpy(x), size, "nearest", False).numpy()):   # fmt: skip
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(actual, expected)
 
 
+@cheap
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_nearest_uses_exact_integer_arithmetic(old, new):
     from fractions import Fraction
@@ -63,9 +67,9 @@ def test_resize_to_the_same_size_returns_its_input():
 
 @pytest.mark.parametrize("z", [-1e4, -800.0, -30.0, 0.0, 30.0, 1e4])
 def test_sigmoid_is_accurate_for_large_inputs(z):
-    got = ops.sigmoid(np.array([z]))
+    actual = ops.sigmoid(np.array([z]))
     expected = torch.sigmoid(torch.tensor([z], dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
 def test_batch_norm_equals_batch_norm_of_torch():
@@ -76,12 +80,12 @@ def test_batch_norm_equals_batch_norm_of_torch():
     for _ in range(2):
         expected = norm(torch.from_numpy(x)).detach().numpy()
         np.testing.assert_allclose(ops.batch_norm(x, weights, "norm", training=True), expected, atol=1e-13)
-        got = keras_ops.ops.convert_to_numpy(layer(np.moveaxis(x, 1, -1), training=True))
-        np.testing.assert_allclose(np.moveaxis(got, -1, 1), expected, atol=1e-13)
+        actual = keras_ops.ops.convert_to_numpy(layer(np.moveaxis(x, 1, -1), training=True))
+        np.testing.assert_allclose(np.moveaxis(actual, -1, 1), expected, atol=1e-13)
     for name, buffer in (("mean", norm.running_mean), ("var", norm.running_var)):
         np.testing.assert_allclose(weights[f"norm.{name}"], buffer.numpy(), rtol=1e-13)
-        got = keras_ops.ops.convert_to_numpy(getattr(layer, name).value)
-        np.testing.assert_allclose(got, buffer.numpy(), rtol=1e-13)
+        actual = keras_ops.ops.convert_to_numpy(getattr(layer, name).value)
+        np.testing.assert_allclose(actual, buffer.numpy(), rtol=1e-13)
 
 
 @pytest.mark.parametrize(("kernel", "shape"), [((3,), (6,)), ((5, 3), (4, 6)), ((3, 1, 5), (3, 4, 5))])
@@ -105,21 +109,6 @@ def test_conv_equals_conv_of_torch(kernel, stride, shape):
     np.testing.assert_allclose(ops.conv(x, weights, "conv", stride), expected, atol=1e-13)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "shape"), [
-    ((2,), (2,), (5,)), ((4, 3), (2, 2), (3, 4)), ((3, 1, 2), (1, 1, 2), (2, 3, 4)),
-])   # fmt: skip
-def test_transposed_convolution_equals_torch_after_cropping(kernel, stride, shape):
-    """The output is cropped to size * stride pixels, from pixel (k - 1) // 2 on."""
-    rng = np.random.default_rng(0)
-    weights = {"up.weight": rng.normal(size=(3, 4, *kernel)), "up.bias": rng.normal(size=4)}
-    x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
-    conv_transpose = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(shape)]
-    padding = tuple(s - 1 for s in stride)
-    whole = conv_transpose(torch.from_numpy(x), *arrays, stride=stride, output_padding=padding).numpy()
-    crop = [slice((k - 1) // 2, (k - 1) // 2 + n * s) for k, n, s in zip(kernel, shape, stride, strict=True)]
-    np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *crop)], atol=1e-13)
-
-
 shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)   # of the spatial axes; () is (N, C)
 spaces = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 layouts = st.booleans()   # whether inputs in Keras are channels last
@@ -137,11 +126,64 @@ def in_torch(function, *arrays):
 
 def in_keras(function, *arrays, channels_last=True):
     """Return the result of a Keras function, channels first, for channels-first arrays in one of the layouts."""
-    arrays = [np.moveaxis(a, 1, -1) if channels_last else a for a in arrays]
+    arrays = [np.moveaxis(array, 1, -1) if channels_last else array for array in arrays]
     y = keras_ops.ops.convert_to_numpy(function(*map(keras_ops.ops.convert_to_tensor, arrays)))
     return np.moveaxis(y, -1, 1) if channels_last else y
 
 
+kernels = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 2))   # groups; inputs, outputs per group
+
+
+@cheap
+@given(spaces, kernels, st.integers(1, 3), st.data())
+def test_convolution_with_dilation_and_groups_equals_torch(space, kernel, dilation, data):
+    """In Keras on TensorFlow, kernels with up to 8 inputs per group are computed as depthwise convolutions."""
+    groups, inputs, outputs = kernel
+    sizes = tuple(data.draw(st.sampled_from([3, 1, 5])) for _ in space)
+    x, bias = random_array(2, groups * inputs, *space), random_array(groups * outputs, seed=2)
+    weights = {"conv.weight": random_array(groups * outputs, inputs, *sizes, seed=1), "conv.bias": bias}
+    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(space)]
+    padding = tuple(dilation * (k // 2) for k in sizes)
+    options = {"padding": padding, "dilation": dilation, "groups": groups}
+    expected = conv(*map(torch.from_numpy, (x, *weights.values())), **options).numpy()
+    descriptions = [Weight(array.shape, "normal", 1.0) for array in weights.values()]
+    layer = keras_ops.Conv(*descriptions, "zeros", dilation, dtype="float64")
+    layer.build(None)
+    layer.weight.assign(weights["conv.weight"])
+    layer.bias.assign(bias)
+    for result in (ops.conv(x, weights, "conv", dilation=dilation), in_keras(layer, x)):
+        np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_keras_convolution_of_each_channel_with_unknown_sizes_in_3d():
+    """Sizes are read when the graph runs. On TensorFlow the 3-D form folds the first spatial axis into the batch."""
+    layer = keras_ops.Conv(Weight((2, 1, 3, 3, 3), "normal", 1.0), None, "zeros", 2)
+    inputs = keras_ops.keras.Input((None, None, None, 2))
+    model = keras_ops.keras.Model(inputs, layer(inputs))
+    kernel = torch.tensor(keras_ops.ops.convert_to_numpy(layer.weight.value))
+    for shape in ((2, 2, 5, 4, 3), (1, 2, 1, 6, 2)):
+        x = random_array(*shape).astype(np.float32)
+        expected = F.conv3d(torch.from_numpy(x), kernel, padding=2, dilation=2, groups=2).numpy()
+        got = np.moveaxis(model.predict(np.moveaxis(x, 1, -1), verbose=0), -1, 1)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "shape"), [
+    ((2,), (2,), (5,)), ((4, 3), (2, 2), (3, 4)), ((3, 1, 2), (1, 1, 2), (2, 3, 4)),
+])   # fmt: skip
+def test_transposed_convolution_equals_torch_after_cropping(kernel, stride, shape):
+    """The output is cropped to size * stride pixels, from pixel (k - 1) // 2 on."""
+    rng = np.random.default_rng(0)
+    weights = {"up.weight": rng.normal(size=(3, 4, *kernel)), "up.bias": rng.normal(size=4)}
+    x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
+    conv_transpose = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(shape)]
+    padding = tuple(s - 1 for s in stride)
+    whole = conv_transpose(torch.from_numpy(x), *arrays, stride=stride, output_padding=padding).numpy()
+    crop = [slice((k - 1) // 2, (k - 1) // 2 + n * s) for k, n, s in zip(kernel, shape, stride, strict=True)]
+    np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *crop)], atol=1e-13)
+
+
+@cheap
 @given(spaces, layouts)
 def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channels_last):
     z = 3 * random_array(2, 3, *space)
@@ -149,30 +191,38 @@ def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channe
     for n, k in np.ndindex(2, 3):
         total = sum(np.exp(z[n, k][i]) for i in np.ndindex(space))
         expected[n, k] = np.exp(z[n, k]) / total
-    got = in_keras(lambda z: keras_ops.position_softmax(z, channels_last), z, channels_last=channels_last)
-    for result in (ops.position_softmax(z), in_torch(torch_ops.position_softmax, z), got):
+    actual = in_keras(lambda z: keras_ops.position_softmax(z, channels_last), z, channels_last=channels_last)
+    for result in (ops.position_softmax(z), in_torch(torch_ops.position_softmax, z), actual):
         np.testing.assert_allclose(result, expected, rtol=1e-13)
 
 
+@cheap
 @given(spaces, layouts, st.sampled_from([1, 3]))
 def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_last, channels):
-    x, p = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
+    x, position_weights = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
     expected = np.zeros((2, 3))
     for i in np.ndindex(space):
-        expected += x[(..., *i)] * p[(..., *i)]
-    got = keras_ops.weighted_pool(*(np.moveaxis(a, 1, -1) if channels_last else a for a in (x, p)), channels_last)
-    results = ops.weighted_pool(x, p), in_torch(torch_ops.weighted_pool, x, p), keras_ops.ops.convert_to_numpy(got)
+        expected += x[(..., *i)] * position_weights[(..., *i)]
+    actual = keras_ops.weighted_pool(
+        *(np.moveaxis(a, 1, -1) if channels_last else a for a in (x, position_weights)), channels_last
+    )
+    results = (
+        ops.weighted_pool(x, position_weights),
+        in_torch(torch_ops.weighted_pool, x, position_weights),
+        keras_ops.ops.convert_to_numpy(actual),
+    )
     for result in results:
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
 
+@cheap
 @given(shapes, st.sampled_from([1e-5, 1e-2]))   # 1e-5 is the default, as in torch
 def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bias(space, epsilon):
     x, weight, bias = random_array(2, 5, *space), random_array(5, seed=1), random_array(5, seed=2)
     expected = np.empty_like(x)
     for n, *i in np.ndindex(2, *space):
         values = x[(n, slice(None), *i)]
-        std = (sum((v - values.mean()) ** 2 for v in values) / 5 + epsilon) ** 0.5
+        std = (sum((value - values.mean()) ** 2 for value in values) / 5 + epsilon) ** 0.5
         expected[(n, slice(None), *i)] = (values - values.mean()) / std * weight + bias
     given_epsilon = () if epsilon == 1e-5 else (epsilon,)
     norm = torch_ops.LayerNorm(5, *given_epsilon, dtype=torch.float64)
@@ -220,6 +270,72 @@ def test_norm_of_half_precision_does_not_overflow(order):
     assert float(keras_ops.spatial_norm(y, order, 1e-5, channels_last=True)[0, 0]) == expected
 
 
+@cheap
+@given(spaces, layouts, st.integers(0, 2))
+def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, channels_last, axis):
+    x, axis = random_array(2, 3, *space), axis % len(space)
+    expected = np.zeros((2, 3, space[axis]))
+    for i in np.ndindex(space):
+        expected[:, :, i[axis]] += x[(..., *i)] * space[axis] / np.prod(space)
+    got = in_keras(lambda x: keras_ops.axis_mean(x, axis, channels_last), x, channels_last=channels_last)
+    results = ops.axis_mean(x, axis), in_torch(lambda x: torch_ops.axis_mean(x, axis), x), got
+    for result in results:
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-14)
+    products = np.empty_like(x)
+    for i in np.ndindex(space):
+        products[(..., *i)] = x[(..., *i)] * expected[:, :, i[axis]]
+    s = np.moveaxis(expected, 1, -1) if channels_last else expected
+    got = in_keras(lambda x: x * keras_ops.expand_axis(keras_ops.ops.convert_to_tensor(s), x, axis, channels_last), x,
+                   channels_last=channels_last)   # fmt: skip
+    results = x * ops.expand_axis(expected, x, axis), in_torch(
+        lambda x, s: x * torch_ops.expand_axis(s, x, axis), x, expected), got   # fmt: skip
+    for result in results:
+        np.testing.assert_allclose(result, products, rtol=1e-12)
+
+
+@cheap
+@given(spaces, st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
+def test_group_norm_has_mean_0_and_variance_1_over_each_group_before_weight_and_bias(space, sizes):
+    """sizes: number of groups, and channels of each."""
+    groups, size = sizes
+    c = groups * size
+    x, weight, bias = random_array(2, c, *space), random_array(c, seed=1), random_array(c, seed=2)
+    expected = np.empty_like(x)
+    for n, g in np.ndindex(2, groups):
+        channels = slice(g * size, (g + 1) * size)
+        values = x[n, channels].ravel()
+        std = (sum((v - values.mean()) ** 2 for v in values) / len(values) + 1e-5) ** 0.5   # epsilon as in torch
+        for k in range(g * size, (g + 1) * size):
+            expected[n, k] = (x[n, k] - values.mean()) / std * weight[k] + bias[k]
+    norm = torch_ops.GroupNorm(groups, c, dtype=torch.float64)
+    layer = keras_ops.GroupNorm(groups, dtype="float64")
+    layer.build((None, c))
+    layer.weight.assign(weight)
+    layer.bias.assign(bias)
+    with torch.no_grad():
+        norm.weight.copy_(torch.from_numpy(weight))
+        norm.bias.copy_(torch.from_numpy(bias))
+    numbers = ops.group_norm(x, {"norm.weight": weight, "norm.bias": bias}, "norm", groups)
+    for result in (numbers, in_torch(norm, x), in_keras(layer, x)):
+        np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
+
+
+@cheap
+@given(spaces, layouts, st.sampled_from([(1, 3), (2, 3), (3, 2), (4, 1)]))
+def test_channel_shuffle_interleaves_the_groups(space, channels_last, sizes):
+    """sizes: number of groups, and channels of each."""
+    groups, size = sizes
+    x = random_array(2, groups * size, *space)
+    expected = np.stack([x[:, g * size + k] for k in range(size) for g in range(groups)], axis=1)
+    got = in_keras(lambda x: keras_ops.channel_shuffle(x, groups, channels_last), x, channels_last=channels_last)
+    last = np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)
+    results = (ops.channel_shuffle(x, groups), in_torch(lambda x: torch_ops.channel_shuffle(x, groups), x),
+               in_torch(lambda x: torch_ops.channel_shuffle(x, groups), last), got)   # fmt: skip
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+@cheap
 @given(shapes)
 def test_linear_is_a_matrix_product_at_every_position(space):
     x, weight, bias = random_array(2, 3, *space), random_array(4, 3, seed=1), random_array(4, seed=2)
@@ -235,20 +351,25 @@ def test_linear_is_a_matrix_product_at_every_position(space):
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
 
+@cheap
 @given(spaces)
 def test_maximum_is_the_larger_number_and_nan_where_one_is(space):
-    a, b = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
-    a.flat[0] = np.nan
-    expected = np.where(np.isnan(a) | np.isnan(b), np.nan, np.where(a > b, a, b))
-    results = ops.maximum(a, b), in_torch(torch_ops.maximum, a, b), in_keras(keras_ops.maximum, a, b)
+    first, second = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
+    first.flat[0] = np.nan
+    expected = np.where(np.isnan(first) | np.isnan(second), np.nan, np.where(first > second, first, second))
+    results = (
+        ops.maximum(first, second),
+        in_torch(torch_ops.maximum, first, second),
+        in_keras(keras_ops.maximum, first, second),
+    )
     for result in results:
         np.testing.assert_array_equal(result, expected)
 
 
 def test_maximum_of_large_float16_does_not_overflow():
-    a = np.full((1, 1, 2), 65504, np.float16)
-    for result in (in_torch(torch_ops.maximum, a, a), in_keras(keras_ops.maximum, a, a)):
-        np.testing.assert_array_equal(result, a)
+    largest = np.full((1, 1, 2), 65504, np.float16)
+    for result in (in_torch(torch_ops.maximum, largest, largest), in_keras(keras_ops.maximum, largest, largest)):
+        np.testing.assert_array_equal(result, largest)
 
 
 @pytest.mark.case35
@@ -256,23 +377,46 @@ def test_weighted_mean_over_many_positions_is_accurate_in_float16():
     """Each of 65,536 positions has the weight 1.5e-5, which float16 rounds by 0.2 %; products of 1 are below 6e-5."""
     x, z = np.ones((1, 2, 256, 256), np.float16), np.zeros((1, 1, 256, 256), np.float16)
     x[:, 1] = 1000
-    got = in_torch(lambda x, z: torch_ops.weighted_pool(x, torch_ops.position_softmax(z)), x, z)
+    actual = in_torch(lambda x, z: torch_ops.weighted_pool(x, torch_ops.position_softmax(z)), x, z)
     x, z = (keras_ops.ops.convert_to_tensor(a) for a in (x, z))
-    p = keras_ops.position_softmax(z, channels_last=False)
-    keras_result = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, p, channels_last=False))
-    for result in (got, keras_result):
+    position_weights = keras_ops.position_softmax(z, channels_last=False)
+    keras_result = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, position_weights, channels_last=False))
+    for result in (actual, keras_result):
         assert result.dtype == np.float16
         np.testing.assert_allclose(result, [[1, 1000]], rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_layer_norm_returns_the_dtype_of_its_input(dtype):
+def test_layer_norm_and_group_norm_return_the_dtype_of_their_input(dtype):
     x = torch.randn(2, 4, 3, dtype=dtype)
-    norm = torch_ops.LayerNorm(4)
-    with torch.autocast("cpu", dtype):
-        assert norm(x).dtype == dtype
-    expected = F.layer_norm(x.float().movedim(1, -1), (4,)).movedim(-1, 1)
-    torch.testing.assert_close(norm.to(dtype)(x).float(), expected, rtol=0.02, atol=0.02)
+    expected = {
+        torch_ops.LayerNorm(4): F.layer_norm(x.float().movedim(1, -1), (4,)).movedim(-1, 1),
+        torch_ops.GroupNorm(2, 4): F.group_norm(x.float(), 2),
+    }
+    for norm, y in expected.items():
+        with torch.autocast("cpu", dtype):
+            assert norm(x).dtype == dtype
+        torch.testing.assert_close(norm.to(dtype)(x).float(), y, rtol=0.02, atol=0.02)
+
+
+def test_channel_shuffle_of_torch_keeps_the_memory_format():
+    layouts, x = (torch.contiguous_format, torch.channels_last), torch.randn(2, 6, 3, 4)
+    for layout, other in (layouts, layouts[::-1]):
+        y = torch_ops.channel_shuffle(x.to(memory_format=layout), 3)
+        assert y.is_contiguous(memory_format=layout)
+        assert not y.is_contiguous(memory_format=other)
+
+
+@pytest.mark.case11
+def test_group_norm_and_channel_shuffle_accept_an_empty_batch():
+    x, weights = np.zeros((0, 4, 3)), {"norm.weight": np.ones(4), "norm.bias": np.zeros(4)}
+    norm, layer = torch_ops.GroupNorm(2, 4, dtype=torch.float64), keras_ops.GroupNorm(2, dtype="float64")
+    results = (
+        ops.group_norm(x, weights, "norm", 2), in_torch(norm, x), in_keras(layer, x), ops.channel_shuffle(x, 2),
+        in_torch(lambda x: torch_ops.channel_shuffle(x, 2), x),
+        in_keras(lambda x: keras_ops.channel_shuffle(x, 2, True), x),
+    )   # fmt: skip
+    assert [result.shape for result in results] == [(0, 4, 3)] * 6
 
 
 def test_hard_sigmoid_equals_that_of_mobilenetv3():
@@ -280,8 +424,8 @@ def test_hard_sigmoid_equals_that_of_mobilenetv3():
     z = np.array([-4, -3, -1, 0, 2, 3, 4], np.float64)
     in_torch = torch_ops.hard_sigmoid(torch.from_numpy(z)).numpy()
     in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
-    for got in (ops.hard_sigmoid(z), in_torch, in_keras):
-        np.testing.assert_allclose(got, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)
+    for actual in (ops.hard_sigmoid(z), in_torch, in_keras):
+        np.testing.assert_allclose(actual, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)
 
 
 WINDOWS = pytest.mark.parametrize(("shape", "window"), [((7,), (2,)), ((5, 6), (3, 2)), ((4, 3, 5), (2, 3, 2))])
@@ -328,8 +472,8 @@ def test_widen_equals_pad_of_torch(shape, window):
     size = [n + w - 1 for n, w in zip(shape, window, strict=True)]
     ends = [end for w in reversed(window) for end in (0, w - 1)]
     expected = F.pad(torch.from_numpy(x), ends, mode="replicate").numpy()
-    for got in (ops.widen(x, size), torch_ops.widen(torch.from_numpy(x), size).numpy()):
-        np.testing.assert_array_equal(got, expected)
+    for actual in (ops.widen(x, size), torch_ops.widen(torch.from_numpy(x), size).numpy()):
+        np.testing.assert_array_equal(actual, expected)
     assert ops.widen(x, (1,) * len(shape)) is x
 
 
@@ -375,9 +519,9 @@ def test_keras_layouts_and_pools_equal_those_of_numpy():
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("old", "new"), [(1, 4), (2, 4), (5, 2), (7, 3), (3, 1)])
 def test_keras_taps_equal_those_of_numpy(old, new, align_corners):
-    for got, expected in zip(keras_ops.taps(old, new, align_corners, "float64"), ops.taps(old, new, align_corners),
+    for actual, expected in zip(keras_ops.taps(old, new, align_corners, "float64"), ops.taps(old, new, align_corners),
                              strict=True):   # fmt: skip
-        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(got), expected, atol=1e-13)
+        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(actual), expected, atol=1e-13)
 
 
 def test_keras_layer_of_an_empty_batch_gives_its_shape():

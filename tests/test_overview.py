@@ -40,7 +40,7 @@ def test_images_classes_network_and_output_are_listed(tmp_path):
     assert lines[1] == "classes: 2, of all pixels 0 (value 0) in 90.00 %, 1 (value 255) in 10.00 %"
     assert lines[3] == f"output: {(tmp_path / 'run').resolve()}"
     net = attzoo.create("unet", 1, 2, backend="torch", channels=(4, 8), skip=None)
-    assert lines[2] == f"network: unet in torch, {sum(p.numel() for p in net.parameters()):,} parameters"
+    assert lines[2] == f"network: unet in torch, {sum(weight.numel() for weight in net.parameters()):,} parameters"
 
 
 def test_ignored_pixels_resizing_and_ignored_files_are_listed(tmp_path):

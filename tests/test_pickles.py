@@ -55,10 +55,10 @@ NETS = {
 def test_pickle_without_a_format_number_can_be_loaded(name, pickle_old):
     channels, options = NETS[name]
     net = unet(channels, **options)
-    twin = pickle.loads(pickle_old(net))
-    assert twin.spec == net.spec
-    assert_same(net, twin, (2, 1, 8, 8))
-    assert vars(twin).keys() == vars(net).keys()
+    loaded = pickle.loads(pickle_old(net))
+    assert loaded.spec == net.spec
+    assert_same(net, loaded, (2, 1, 8, 8))
+    assert vars(loaded).keys() == vars(net).keys()
 
 
 def test_pickle_with_reduction_and_reduced_channels_can_be_loaded_and_saved(pickle_old, tmp_path):
@@ -68,9 +68,9 @@ def test_pickle_with_reduction_and_reduced_channels_can_be_loaded_and_saved(pick
     object.__setattr__(net.spec, "block_options", options)
     with pytest.raises(ValueError, match="expected reduction or reduced_channels, not both"):
         attzoo.save(net, tmp_path / "a.safetensors")
-    twin = pickle.loads(pickle_old(net))
-    assert_same(net, twin, (2, 1, 8, 8))
-    attzoo.save(twin, tmp_path / "a.safetensors")
+    loaded = pickle.loads(pickle_old(net))
+    assert_same(net, loaded, (2, 1, 8, 8))
+    attzoo.save(loaded, tmp_path / "a.safetensors")
     assert_same(net, attzoo.load(tmp_path / "a.safetensors", backend="torch").eval(), (2, 1, 8, 8))
 
 
@@ -86,10 +86,10 @@ def test_pickle_without_newer_attributes_can_be_loaded(pickle_old):
     for module in net.modules():
         if isinstance(module, Units):
             module.units = tuple(object() for _ in module.units)   # rows of a table with other columns
-    twin = pickle.loads(pickle_old(net))
-    assert torch.equal(twin(x), expected)
-    twin.set_grad_checkpointing()
-    twin.train()(x).sum().backward()
+    loaded = pickle.loads(pickle_old(net))
+    assert torch.equal(loaded(x), expected)
+    loaded.set_grad_checkpointing()
+    loaded.train()(x).sum().backward()
 
 
 def replace_layer(net):
@@ -144,9 +144,9 @@ def test_changes_of_a_user_are_preserved(pickle_old):
     net.encoder[0].norm1 = nn.GroupNorm(2, 4)
     net.encoder[0].norm2.eps = 0.1
     net.encoder[0].note = "mine"
-    twin = pickle.loads(pickle_old(net))
-    assert_same(net, twin, (2, 1, 8, 8))
-    assert (twin.encoder[0].norm2.eps, twin.encoder[0].note) == (0.1, "mine")
+    loaded = pickle.loads(pickle_old(net))
+    assert_same(net, loaded, (2, 1, 8, 8))
+    assert (loaded.encoder[0].norm2.eps, loaded.encoder[0].note) == (0.1, "mine")
 
 
 def test_pickled_network_with_folded_norms_can_be_loaded(pickle_old):
@@ -168,9 +168,9 @@ def test_pickles_of_this_version_are_not_updated(monkeypatch):
     net = unet((4, 8))
     net.up[0].conv = nn.Conv2d(8, 4, 3, padding=1)   # a change of the user
     monkeypatch.setattr(torch_pickle, "update", None)
-    for twin in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
-        assert type(twin.up[0].conv) is nn.Conv2d
-        assert vars(twin).keys() == vars(net).keys()
+    for copied in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert type(copied.up[0].conv) is nn.Conv2d
+        assert vars(copied).keys() == vars(net).keys()
 
 
 def test_copy_of_a_compiled_block_has_separate_parameters():
@@ -178,8 +178,8 @@ def test_copy_of_a_compiled_block_has_separate_parameters():
     block.compile(backend="eager")
     x = torch.ones(1, 4, 2, 2)
     block(x)
-    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+    for copied in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
         with torch.no_grad():
-            twin.excite.bias.fill_(-100.0)
-        assert torch.equal(twin(x), torch.zeros_like(x))
+            copied.excite.bias.fill_(-100.0)
+        assert torch.equal(copied(x), torch.zeros_like(x))
         assert not torch.equal(block(x), torch.zeros_like(x))

@@ -30,12 +30,15 @@ def test_maps_are_drawn_over_lines_pictures_and_volumes():
 
 def test_the_picture_of_maps_depends_on_the_coefficients():
     rng = np.random.default_rng(0)
-    x, a, b = rng.random((1, 8, 8)), rng.random((1, 1, 4, 4)), rng.random((1, 3, 1, 1))
-    original = drawn_maps(x, {"a": a, "b": b})
-    changed_pictures = drawn_maps(x, {"a": a[..., ::-1], "b": b}), drawn_maps(x, {"a": a, "b": -b})
+    x, position_map, channel_map = rng.random((1, 8, 8)), rng.random((1, 1, 4, 4)), rng.random((1, 3, 1, 1))
+    original = drawn_maps(x, {"a": position_map, "b": channel_map})
+    changed_pictures = (
+        drawn_maps(x, {"a": position_map[..., ::-1], "b": channel_map}),
+        drawn_maps(x, {"a": position_map, "b": -channel_map}),
+    )
     corners = [np.argwhere((changed != original).any(-1)).min(0) for changed in changed_pictures]
     assert corners[0][1] < corners[1][1]   # the map is left of the bars
-    assert np.array_equal(drawn_maps(x, {"a": a, "b": b}), original)
+    assert np.array_equal(drawn_maps(x, {"a": position_map, "b": channel_map}), original)
 
 
 def test_slices_and_labels_of_scales():
@@ -90,9 +93,9 @@ def test_overlays_with_many_classes_and_of_volumes_are_larger(classes):
     colors = picture.palette(classes)
     assert len({tuple(c) for c in colors[1:]}) == classes - 1
     rng = np.random.default_rng(0)
-    few = drawn_overlay(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
+    few_classes = drawn_overlay(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
     many_classes_picture = drawn_overlay(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
-    assert many_classes_picture.shape[0] >= few.shape[0]   # the legend grows
+    assert many_classes_picture.shape[0] >= few_classes.shape[0]   # the legend grows
     volume_picture = drawn_overlay(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4)))
     assert volume_picture.shape[1] > many_classes_picture.shape[1]
 

@@ -25,15 +25,17 @@ def values_by_index(block):
     names = {"running_mean": "mean", "running_var": "var"}
     values = {}
     for name, tensor in block.state_dict().items():
-        path, _, leaf = name.rpartition(".")
-        if leaf != "num_batches_tracked":
-            values[f"{path}.{names.get(leaf, leaf)}"] = np.array(tensor.tolist(), "f4").ravel()
+        path, _, attribute = name.rpartition(".")
+        if attribute != "num_batches_tracked":
+            values[f"{path}.{names.get(attribute, attribute)}"] = np.array(tensor.tolist(), "f4").ravel()
     return values
 
 
-def same(arrays, numbers):
+def have_equal_arrays(arrays, numbers):
     """Whether arrays have these values in row-major order."""
-    return arrays.keys() == numbers.keys() and all(np.array_equal(a.ravel(), numbers[n]) for n, a in arrays.items())
+    return arrays.keys() == numbers.keys() and all(
+        np.array_equal(array.ravel(), numbers[name]) for name, array in arrays.items()
+    )
 
 
 def block_in_layout(key, layout):
@@ -55,14 +57,14 @@ def test_torch_layouts_are_read_and_written(key, layout, tmp_path):
     block = block_in_layout(key, layout)
     numbers = values_by_index(block)
     arrays = attzoo.weights(block)
-    assert same(arrays, numbers)
+    assert have_equal_arrays(arrays, numbers)
     assert all(array.flags.c_contiguous for array in arrays.values())
     attzoo.save(block, tmp_path / "a.safetensors")
-    assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), numbers)
-    assert same(values_by_index(attzoo.convert(block, backend="torch")), numbers)
+    assert have_equal_arrays(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), numbers)
+    assert have_equal_arrays(values_by_index(attzoo.convert(block, backend="torch")), numbers)
     new_block = block_in_layout(key, layout)   # the target has a layout too
     attzoo.load_weights(new_block, arrays)
-    assert same(values_by_index(new_block), numbers)
+    assert have_equal_arrays(values_by_index(new_block), numbers)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "every second"])
@@ -71,9 +73,9 @@ def test_torch_layouts_are_converted_to_keras(key, layout, tmp_path):
     block = block_in_layout(key, layout)
     attzoo.save(block, tmp_path / "a.safetensors")
     twins = attzoo.convert(block, backend="keras"), attzoo.load(tmp_path / "a.safetensors", backend="keras")
-    for twin in twins:
-        arrays = attzoo.weights(twin)
-        assert same(arrays, values_by_index(block))
+    for copied in twins:
+        arrays = attzoo.weights(copied)
+        assert have_equal_arrays(arrays, values_by_index(block))
         assert all(array.flags.c_contiguous for array in arrays.values())
 
 
@@ -84,11 +86,11 @@ def test_arrays_of_any_layout_are_loaded(key, layout, backend, tmp_path):
     name, arguments = BLOCKS[key]
     block = attzoo.create(name, backend=backend, **arguments)
     rng = np.random.default_rng(0)
-    numbers = {n: rng.uniform(0.1, 1, a.shape).astype("f4") for n, a in attzoo.weights(block).items()}
-    attzoo.load_weights(block, {n: ARRAYS[layout](a) for n, a in numbers.items()})
+    numbers = {name: rng.uniform(0.1, 1, array.shape).astype("f4") for name, array in attzoo.weights(block).items()}
+    attzoo.load_weights(block, {name: ARRAYS[layout](array) for name, array in numbers.items()})
     attzoo.save(block, tmp_path / "a.safetensors")
     for loaded in (block, attzoo.load(tmp_path / "a.safetensors", backend="torch")):
-        assert all(np.array_equal(a, numbers[n]) for n, a in attzoo.weights(loaded).items())
+        assert all(np.array_equal(array, numbers[name]) for name, array in attzoo.weights(loaded).items())
 
 
 def test_loaded_channels_last_network_computes_the_same(tmp_path):
@@ -131,8 +133,8 @@ def test_state_of_a_run_is_saved_in_row_major_order(layout, tmp_path):
     row = dict.fromkeys([*state.COLUMNS, "dice_0", "dice_1", "dice_2", "seconds"], 1.0) | {"epoch": 1}
     state.State(settings, [row], trainer.state()).save(tmp_path)
     arrays = state.load(tmp_path).arrays
-    network = {n.removeprefix("network."): a for n, a in arrays.items() if n.startswith("network.")}
-    assert same(network, values_by_index(trainer.network))
+    network = {name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")}
+    assert have_equal_arrays(network, values_by_index(trainer.network))
     for i, parameter in enumerate(trainer.network.parameters()):
         momentum = trainer.optimizer.state[parameter]["momentum_buffer"]
         assert np.array_equal(arrays[f"optimizer.{i}.momentum_buffer"].ravel(), flat_values(momentum))

@@ -17,7 +17,7 @@ from attzoo.ops.keras import keras
 BACKENDS = ("torch", "keras")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_pair_of_backends = pytest.mark.parametrize(
-    ("backend", "other_backend"), [(a, b) for a in BACKENDS for b in BACKENDS]
+    ("backend", "other_backend"), [(a, backend) for a in BACKENDS for backend in BACKENDS]
 )
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 # block of `network` -> its arguments after the channels, which are 8
@@ -57,14 +57,14 @@ def network(backend, *args, **kwargs):
 def randomized(model, seed=0):
     """Set random weights in every block of a model, and return them."""
     rng = np.random.default_rng(seed)
-    arrays = {name: rng.uniform(0.1, 2, a.shape).astype("f4") for name, a in attzoo.weights(model).items()}
+    arrays = {name: rng.uniform(0.1, 2, array.shape).astype("f4") for name, array in attzoo.weights(model).items()}
     attzoo.load_weights(model, arrays)
     return arrays
 
 
-def same(a, b):
+def have_equal_arrays(arrays, expected):
     """Whether two dictionaries have the same names and equal arrays."""
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    return arrays.keys() == expected.keys() and all(np.array_equal(arrays[name], expected[name]) for name in arrays)
 
 
 def table(report):
@@ -85,12 +85,12 @@ def path(tmp_path):
 def test_names_are_paths_and_canonical_names(backend):
     model = network(backend)
     arrays = attzoo.weights(model)
-    of_blocks = {"block0": attzoo.create("se", 8, backend="numpy", **BLOCKS["se"]),
+    specs_by_path = {"block0": attzoo.create("se", 8, backend="numpy", **BLOCKS["se"]),
                  "block1": attzoo.create("cbam", 8, backend="numpy", **BLOCKS["cbam"])}   # fmt: skip
-    assert {name: a.shape for name, a in arrays.items()} == {
-        f"{path}.{name}": weight.shape for path, spec in of_blocks.items() for name, weight in spec.weights.items()}
+    assert {name: array.shape for name, array in arrays.items()} == {
+        f"{path}.{name}": weight.shape for path, spec in specs_by_path.items() for name, weight in spec.weights.items()}
     expected = randomized(model)
-    assert same(attzoo.weights(model), expected)
+    assert have_equal_arrays(attzoo.weights(model), expected)
     if backend == "torch":
         np.testing.assert_array_equal(model.block0.squeeze.bias.detach(), expected["block0.squeeze.bias"])
 
@@ -117,29 +117,29 @@ def test_block_with_two_paths_is_written_once():
 ])   # fmt: skip
 def test_invalid_arrays_change_nothing(backend, change, message):
     model = network(backend)
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
-        attzoo.load_weights(model, change({name: array + 1 for name, array in before.items()}))
-    assert same(attzoo.weights(model), before)
+        attzoo.load_weights(model, change({name: array + 1 for name, array in weights_before.items()}))
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_error_for_a_block_leaves_all_blocks_unchanged():
     model = Network()
     nn.utils.parametrizations.weight_norm(model.block1.channel.squeeze)
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match="an array that a parametrization"):
-        attzoo.load_weights(model, {name: array + 1 for name, array in before.items()})
-    assert same(attzoo.weights(model), before)
+        attzoo.load_weights(model, {name: array + 1 for name, array in weights_before.items()})
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_blocks_that_share_memory_raise():
     model = Network(("se", "se"))
     model.block1.squeeze.weight = model.block0.squeeze.weight
-    before = attzoo.weights(model)
-    arrays = {name: array + i for i, (name, array) in enumerate(before.items())}
+    weights_before = attzoo.weights(model)
+    arrays = {name: array + i for i, (name, array) in enumerate(weights_before.items())}
     with pytest.raises(ValueError, match=r"block0\.squeeze\.weight to hold the array written .* it shares memory"):
         attzoo.load_weights(model, arrays)
-    assert same(attzoo.weights(model), before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -150,20 +150,20 @@ def test_file_contains_the_blocks_with_their_paths(path):
     expected = randomized(model)
     attzoo.save(model, path)
     with safetensors.safe_open(path, "numpy") as file:
-        about = json.loads(file.metadata()["attzoo"])
-        assert same({name: file.get_tensor(name) for name in file.keys()}, expected)   # noqa: SIM118
-    assert len(about.pop("sha256")) == 64
-    assert about == {"format": 2, "blocks": [
+        metadata = json.loads(file.metadata()["attzoo"])
+        assert have_equal_arrays({name: file.get_tensor(name) for name in file.keys()}, expected)   # noqa: SIM118
+    assert len(metadata.pop("sha256")) == 64
+    assert metadata == {"format": 2, "blocks": [
         {"path": "block0", "block": "se", "config": model.block0.spec.config(), "start": "default"},
         {"path": "block1", "block": "cbam", "config": model.block1.spec.config(), "start": "default"},
     ]}   # fmt: skip
 
 
 def test_both_frameworks_write_the_same_bytes(tmp_path):
-    model, twin = Network(), keras_network()
+    model, copied = Network(), keras_network()
     randomized(model)
-    attzoo.load_weights(twin, model)
-    for name, saved_model in (("torch", model), ("keras", twin)):
+    attzoo.load_weights(copied, model)
+    for name, saved_model in (("torch", model), ("keras", copied)):
         attzoo.save(saved_model, tmp_path / name)
     assert (tmp_path / "torch").read_bytes() == (tmp_path / "keras").read_bytes()
 
@@ -172,8 +172,8 @@ def test_both_frameworks_write_the_same_bytes(tmp_path):
 def test_files_are_loaded_by_path(backend, other_backend, path):
     expected = randomized(model := network(backend))
     attzoo.save(model, path)
-    report = attzoo.load_weights(twin := network(other_backend), path)
-    assert same(attzoo.weights(twin), expected)
+    report = attzoo.load_weights(loaded := network(other_backend), path)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
     assert table(report) == [("block0", "se", "block0", "path"), ("block1", "cbam", "block1", "path")]
     assert str(report).splitlines()[1].split() == ["block0", "se", "block0", "path"]
 
@@ -182,26 +182,26 @@ def test_files_are_loaded_by_path(backend, other_backend, path):
                                   lambda net: torch.compile(net, backend="eager")])   # fmt: skip
 def test_wrappers_of_a_model_do_not_change_the_names(wrap, path):
     expected = randomized(model := Network())
-    assert same(attzoo.weights(wrap(model)), expected)
+    assert have_equal_arrays(attzoo.weights(wrap(model)), expected)
     attzoo.save(wrap(model), path)
-    attzoo.load_weights(twin := Network(), path)
-    assert same(attzoo.weights(twin), expected)
+    attzoo.load_weights(loaded := Network(), path)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
 
 
 def test_wrapped_block_is_saved_as_a_single_block(path):
     block = attzoo.create("se", 8, backend="torch")
     attzoo.save(torch.optim.swa_utils.AveragedModel(block), path)
-    assert same(attzoo.weights(attzoo.load(path, backend="keras")), attzoo.weights(block))
+    assert have_equal_arrays(attzoo.weights(attzoo.load(path, backend="keras")), attzoo.weights(block))
 
 
 def test_file_of_one_block_loads_into_a_block_and_a_model(path):
     block = attzoo.create("se", 8, backend="keras", reduction=4)
     expected = randomized(block)
     attzoo.save(block, path)
-    attzoo.load_weights(twin := attzoo.create("se", 8, backend="torch", reduction=4), path)
-    assert same(attzoo.weights(twin), expected)
+    attzoo.load_weights(loaded := attzoo.create("se", 8, backend="torch", reduction=4), path)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
     report = attzoo.load_weights(model := Network(("se",)), path)
-    assert same(attzoo.weights(model.block0), expected)
+    assert have_equal_arrays(attzoo.weights(model.block0), expected)
     assert table(report) == [("block0", "se", "", "kind")]
     with pytest.raises(ValueError, match=r"weights of SE\(.*reduced_channels=4.* got weights of SE\(.*channels=2"):
         attzoo.load_weights(attzoo.create("se", 8, backend="torch", reduction=2), path)
@@ -229,7 +229,8 @@ def block(**fields):
     (about(blocks=[1]), r"expected a list of blocks, got \[1\]"),
     (about(more=1), "expected format, blocks in the metadata, got also"),
     (about(format=True), "expected format 1 or 2"),
-    (lambda m: {k: v for k, v in m.items() if k != "sha256"}, "expected a sha256 in the metadata, got none"),
+    (lambda metadata: {key: text for key, text in metadata.items() if key != "sha256"},
+     "expected a sha256 in the metadata, got none"),
     (about(sha256="0"), "expected content with the sha256 in"),
     (block(path=1), "expected the path of each block as text, got 1"),
     (block(path="elsewhere"), "expected arrays .*elsewhere"),
@@ -240,17 +241,18 @@ def block(**fields):
     (block(config=[]), "expected a mapping of a block's arguments"),
     (block(config={"channels": 2**40}), "expected block0.* as .*, got"),
     (block(block="os:system"), "unknown block 'os:system'"),
-    (lambda m: m | {"blocks": [m["blocks"][0]] * 2}, r"expected a different name .*, got two named block0\."),
+    (lambda metadata: metadata | {"blocks": [metadata["blocks"][0]] * 2},
+     r"expected a different name .*, got two named block0\."),
 ])   # fmt: skip
 def test_invalid_files_are_refused(change, message, path):
     attzoo.save(model := Network(), path)
     with safetensors.safe_open(path, "numpy") as file:
         metadata = json.loads(file.metadata()["attzoo"])
     path.write_bytes(safetensors.numpy.save(attzoo.weights(model), {"attzoo": json.dumps(change(metadata))}))
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=f"(?s)is not a file of attzoo.save, or is damaged: .*{message}"):
         attzoo.load_weights(model, path)
-    assert same(attzoo.weights(model), before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_missing_files_and_changed_layers_raise(path):
@@ -270,14 +272,14 @@ def test_missing_files_and_changed_layers_raise(path):
 @pytest.mark.parametrize(("blocks", "by"), [(("se", "cbam"), ["kind"] * 2), (("se", "cbam", "se"), ["order", "kind"])])
 def test_blocks_with_other_paths_are_matched_by_kind_and_order(blocks, by, path):
     expected = randomized(model := Network(blocks))
-    report = attzoo.load_weights(twin := keras_network(blocks, names="attend_{}"), model)
-    arrays = attzoo.weights(twin)
-    assert same({name.replace("attend_", "block"): a for name, a in arrays.items()}, expected)
+    report = attzoo.load_weights(loaded_model := keras_network(blocks, names="attend_{}"), model)
+    arrays = attzoo.weights(loaded_model)
+    assert have_equal_arrays({name.replace("attend_", "block"): array for name, array in arrays.items()}, expected)
     by = [*by, "order"][: len(blocks)]
     assert table(report) == [(f"attend_{i}", name, f"block{i}", by[i]) for i, name in enumerate(blocks)]
-    attzoo.save(twin, path)
+    attzoo.save(loaded_model, path)
     attzoo.load_weights(loaded := Network(blocks), path)
-    assert same(attzoo.weights(loaded), expected)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
 
 
 class Renamed(nn.Module):
@@ -294,16 +296,16 @@ class Renamed(nn.Module):
     ({"a": "se", "b": "cbam"}, {"c": "se"}, r"0 of CBAM\(.*\), got 1 of them: .* at 'c', .* at 'a', 'b'"),
     ({"a": "se"}, {"b": "cbam"}, r"1 of CBAM\(.*\), got 0 of them"),
     ({"a": "se", "b": "cbam"}, {"a": "cbam", "b": "se"}, r"expected weights of CBAM\(.*\) at 'a', got weights of SE\("),
-    ({"a": "se", "b": "se"}, {"b": "se", "c": "se"}, r"got 'b' in both, which the order .* matches with 'a'"),
+    ({"a": "se", "b": "se"}, {"b": "se", "c": "se"}, r"got 'b' in both, where the order .* match it with 'a'"),
     ({"a": "se", "b": "cbam", "c": "se"}, {"d": "se", "e": "se", "f": "cbam"},
      "expected the blocks in the order of the model, SE, SE, CBAM, got SE, CBAM, SE"),
 ])   # fmt: skip
 def test_ambiguous_matches_raise(source_blocks, model_blocks, message):
     model, source = Renamed(**model_blocks), Renamed(**source_blocks)
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(model, source)
-    assert same(attzoo.weights(model), before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_error_for_a_source_without_blocks_names_the_argument():
@@ -314,11 +316,11 @@ def test_error_for_a_source_without_blocks_names_the_argument():
 
 def test_dtypes_are_those_of_the_model():
     expected = randomized(model := Network())
-    attzoo.load_weights(twin := Network().double(), model)
-    assert {a.dtype.name for a in attzoo.weights(twin).values()} == {"float64"}
-    assert same(attzoo.weights(twin), expected)
+    attzoo.load_weights(loaded := Network().double(), model)
+    assert {a.dtype.name for a in attzoo.weights(loaded).values()} == {"float64"}
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
     with pytest.raises(ValueError, match="must be exact in float32, the block's dtype, got float64"):
-        attzoo.load_weights(model, twin)
+        attzoo.load_weights(model, loaded)
 
 
 def test_convert_of_a_model_raises_and_names_load_weights():
@@ -345,9 +347,11 @@ def test_attached_blocks_keep_their_gamma(backend, other_backend, start, path):
     names = ("conv.weight", "gamma") if start == "identity" else ("conv.weight",)
     assert list(expected) == [f"{host[backend]}.{name}" for name in names]
     attzoo.save(model, path)
-    report = attzoo.load_weights(twin := attached_to(other_backend, start), path)
+    report = attzoo.load_weights(loaded := attached_to(other_backend, start), path)
     path_before, path_after = host[backend], host[other_backend]
-    assert same(attzoo.weights(twin), {f"{path_after}.{name}": expected[f"{path_before}.{name}"] for name in names})
+    assert have_equal_arrays(
+        attzoo.weights(loaded), {f"{path_after}.{name}": expected[f"{path_before}.{name}"] for name in names}
+    )
     assert table(report) == [(path_after, "eca", path_before, "path" if backend == other_backend else "kind")]
 
 
@@ -360,15 +364,15 @@ def test_attached_block_with_identity_start_does_not_match_its_block(backend):
 
 def test_outputs_agree_after_weights_are_copied_between_frameworks():
     """The convolutions of the network have the same weights in both frameworks."""
-    net, twin = attached_to("torch", "identity"), attached_to("keras", "identity")
+    net, copied = attached_to("torch", "identity"), attached_to("keras", "identity")
     randomized(net)
-    attzoo.load_weights(twin, net)
+    attzoo.load_weights(copied, net)
     kernel = net[1].weight.detach().numpy()
-    twin.get_layer("conv").set_weights([kernel.transpose(2, 3, 1, 0), net[1].bias.detach().numpy()])
+    copied.get_layer("conv").set_weights([kernel.transpose(2, 3, 1, 0), net[1].bias.detach().numpy()])
     expected = net[1](X).detach().numpy()
-    got = np.moveaxis(keras.ops.convert_to_numpy(twin(np.moveaxis(X.numpy(), 1, -1))), -1, 1)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(got, torch.conv2d(X, net[1].weight, net[1].bias).detach().numpy())
+    actual = np.moveaxis(keras.ops.convert_to_numpy(copied(np.moveaxis(X.numpy(), 1, -1))), -1, 1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(actual, torch.conv2d(X, net[1].weight, net[1].bias).detach().numpy())
 
 
 class GammaSpec(spec_of_se.SE):

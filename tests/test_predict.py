@@ -140,16 +140,18 @@ def test_windows_agree_with_the_whole_image_beyond_the_receptive_field_of_other_
 @both
 def test_images_are_resized_for_the_network_and_outputs_to_the_image(backend):
     network = Spy(unet(3, 4, channels=(4, 4), backend=backend), Preparation((12, 10)))
-    p = predict(network, random_image())
+    prediction = predict(network, random_image())
     assert network.input_shapes == [(1, 3, 12, 10)]
-    assert p.shape == (4, 20, 26)
+    assert prediction.shape == (4, 20, 26)
     y = network(network.preparation(random_image())[None])
     z = torch.nn.functional.interpolate(torch.from_numpy(y), (20, 26), mode="bilinear")
-    np.testing.assert_allclose(p, torch.softmax(z, 1)[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(prediction, torch.softmax(z, 1)[0].numpy(), atol=1e-5)
 
 
 def test_probabilities_of_the_frameworks_agree():
-    torch_network, keras_network = (Network(unet(3, 4, channels=(4, 4), backend=b), Preparation()) for b in BACKENDS)
+    torch_network, keras_network = (
+        Network(unet(3, 4, channels=(4, 4), backend=backend), Preparation()) for backend in BACKENDS
+    )
     torch_result, keras_result = (predict(network, random_image()) for network in (torch_network, keras_network))
     np.testing.assert_allclose(torch_result, keras_result, atol=1e-5)
 
@@ -161,8 +163,8 @@ def test_probabilities_and_classes_follow_from_the_head():
         with_sigmoid = attzoo.create("unet", **net.spec.config() | {"head": "sigmoid"}, backend="torch")
         attzoo.load_weights(with_sigmoid, attzoo.weights(net))
         y = net.eval()(torch.from_numpy(preparation(image)[None])).detach()
-        p = predict(Network(net, preparation), image)
-        np.testing.assert_allclose(p, (y.sigmoid() if outputs == 1 else y.softmax(1))[0], atol=1e-6)
+        prediction = predict(Network(net, preparation), image)
+        np.testing.assert_allclose(prediction, (y.sigmoid() if outputs == 1 else y.softmax(1))[0], atol=1e-6)
         np.testing.assert_allclose(predict(Network(with_sigmoid, preparation), image), y.sigmoid()[0], atol=1e-6)
         for model in (net, with_sigmoid):
             classes = segment(Network(model, preparation), image)
@@ -178,20 +180,20 @@ class Large(Network):
 
 
 def test_large_logits_do_not_overflow():
-    p = predict(Large(unet(3, 2, channels=(4, 4)), Preparation()), random_image())
-    np.testing.assert_allclose(p[0], 1 / (1 + np.exp(-1)), rtol=1e-6)
+    prediction = predict(Large(unet(3, 2, channels=(4, 4)), Preparation()), random_image())
+    np.testing.assert_allclose(prediction[0], 1 / (1 + np.exp(-1)), rtol=1e-6)
 
 
 def test_predict_leaves_the_training_mode_and_the_weights():
     net = unet(3, 2, channels=(4, 4)).train()
     net.head.eval()
-    before = {name: array.copy() for name, array in attzoo.weights(net).items()}
+    weights_before = {name: array.copy() for name, array in attzoo.weights(net).items()}
     predict(Network(net, Preparation()), random_image())
     assert net.training
     assert net.encoder[0].training
     assert not net.head.training
     for name, array in attzoo.weights(net).items():
-        np.testing.assert_array_equal(array, before[name])
+        np.testing.assert_array_equal(array, weights_before[name])
 
 
 def test_peak_memory_is_at_most_a_small_multiple_of_the_outputs(monkeypatch):
@@ -335,9 +337,9 @@ def test_wrong_settings_raise_a_short_error_that_names_the_file(files, tmp_path,
     path = tmp_path / "best.safetensors"
     path.write_bytes((files / "colour.safetensors").read_bytes())
     (tmp_path / "settings.json").write_text(text)
-    start = re.escape(f"expected the settings of a training run in {path.parent}")
-    end = "; correct or remove this file, and set --size and --normalise$"
-    with pytest.raises(ValueError, match=f"(?s){start}.*{got}.*{end}") as error:
+    message_start = re.escape(f"expected the settings of a training run in {path.parent}")
+    message_end = "; correct or remove this file, and set --size and --normalise$"
+    with pytest.raises(ValueError, match=f"(?s){message_start}.*{got}.*{message_end}") as error:
         open_network(path, size=() if "size must be 2" not in got else None)
     assert len(str(error.value)) < 700 + len(str(path))
     assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # not read
@@ -358,7 +360,7 @@ def test_an_image_on_another_scale_than_in_training_raises(
     tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8, 3), dtype), photometric="rgb")
     network = open_network(path)
     if is_refused:
-        message = f"a.tif on the scale of uint8, .* trained on, .* --normalise {normalise}, got {np.dtype(dtype)}: conv"
+        message = f"a.tif to have values as uint8, .* --normalise is {normalise}, got {np.dtype(dtype)}: conv"
         with pytest.raises(ValueError, match=message):
             command(network, tmp_path / "a.tif", tmp_path / "out")
         changed = "zscore" if normalise == "none" else "none"   # the scale in training is then unknown
@@ -422,9 +424,9 @@ def test_predict_files_writes_masks_and_overlays_of_a_folder(files, tmp_path):
         with Image.open(path) as opened:
             assert (opened.mode, opened.size) == ("L", (26, 20))   # a palette could be read as colours
             np.testing.assert_array_equal(np.asarray(opened.convert("L")), mask)
-    before = {path: path.read_bytes() for path in written}
+    contents_before = {path: path.read_bytes() for path in written}
     assert predict_files(network, files / "images", tmp_path / "new" / "out") == written
-    assert {path: path.read_bytes() for path in written} == before
+    assert {path: path.read_bytes() for path in written} == contents_before
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.npy"])
@@ -462,11 +464,11 @@ def test_maps_file_refuses_a_folder_with_arrays_of_another_network(files, tmp_pa
     network, image = open_network(files / "colour.safetensors"), files / "images" / "b.png"
     written = maps_file(network, image, tmp_path)
     (tmp_path / "b" / "notes.txt").write_text("of the user")
-    before = {path: path.read_bytes() for path in written}
+    contents_before = {path: path.read_bytes() for path in written}
     assert maps_file(network, image, tmp_path) == written
     with pytest.raises(ValueError, match=r"expected only arrays of this network in .*b, got decoder.0.block.npy"):
         maps_file(Network(unet(3, 2, channels=(4, 4)), Preparation()), image, tmp_path)
-    assert {path: path.read_bytes() for path in written} == before
+    assert {path: path.read_bytes() for path in written} == contents_before
     assert len(files_in(tmp_path)) == len(written) + 1
 
 
@@ -820,9 +822,9 @@ def test_the_commands_print_the_preparation_and_its_origin(files, tmp_path, comm
     def stderr(*options):
         return run(command, path, files / "images" / "b.png", "--out", tmp_path / "out", *options).stderr
 
-    start, end = f"no settings.json beside {path}: images are", "if the network was trained otherwise\n"
-    assert stderr() == f"{start} not resized, normalisation is zscore; set --size and --normalise {end}"
-    assert stderr("--size", "8,9") == f"{start} resized to 8 x 9, normalisation is zscore; set --normalise {end}"
+    beginning, ending = f"no settings.json beside {path}: images are", "if the network was trained otherwise\n"
+    assert stderr() == f"{beginning} not resized, normalisation is zscore; set --size and --normalise {ending}"
+    assert stderr("--size", "8,9") == f"{beginning} resized to 8 x 9, normalisation is zscore; set --normalise {ending}"
     settings.write_text(json.dumps(Settings(data="images", size=(12, 10), normalise="unit").config()))
     assert stderr() == f"images are resized to 12 x 10, normalisation is unit, by {settings}\n"
     assert stderr("--size", "own") == f"images are not resized, normalisation is unit, by --size and {settings}\n"

@@ -43,24 +43,24 @@ def contents(folder):
 
 
 def test_masks_of_the_user_are_replaced_only_with_overwrite(network, data):
-    before = contents(data)
+    contents_before = contents(data)
     with pytest.raises(FileExistsError, match=r"another file at .*masks/a.png: .* or set --overwrite"):
         predict_files(network, data / "images", data)
-    assert contents(data) == before
+    assert contents(data) == contents_before
     predict_files(network, data / "images", data, overwrite=True)
-    assert contents(data)[data / "masks" / "a.png"] != before[data / "masks" / "a.png"]
-    assert contents(data)[data / "images" / "a.png"] == before[data / "images" / "a.png"]
+    assert contents(data)[data / "masks" / "a.png"] != contents_before[data / "masks" / "a.png"]
+    assert contents(data)[data / "images" / "a.png"] == contents_before[data / "images" / "a.png"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_inputs_are_not_replaced(network, data, overwrite):
-    before = contents(data)
+    contents_before = contents(data)
     for source in (data / "masks", data / "masks" / "a.png"):
-        with pytest.raises(FileExistsError, match=r"replace no input, got .*masks/a.png, which is the input "):
+        with pytest.raises(FileExistsError, match=r"that is not an input, got .*masks/a.png, the input "):
             predict_files(network, source, data, overwrite=overwrite)
-    with pytest.raises(FileExistsError, match=r"expected to replace no input, got .*images/a.png"):
+    with pytest.raises(FileExistsError, match=r"expected an output that is not an input, got .*images/a.png"):
         maps_file(network, data / "images" / "a.png", data / "images", overwrite=overwrite)
-    assert contents(data) == before
+    assert contents(data) == contents_before
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "folder"])
@@ -73,10 +73,10 @@ def test_an_input_is_not_replaced_through_a_link(network, data, tmp_path, kind):
         (out / "masks").mkdir()
         link = (out / "masks" / "a.png").symlink_to if kind == "symlink" else (out / "masks" / "a.png").hardlink_to
         link(source)
-    before = source.read_bytes()
-    with pytest.raises(FileExistsError, match="expected to replace no input"):
+    contents_before = source.read_bytes()
+    with pytest.raises(FileExistsError, match="expected an output that is not an input"):
         predict_files(network, data / "images", out, overwrite=True)
-    assert source.read_bytes() == before
+    assert source.read_bytes() == contents_before
 
 
 def test_own_results_are_replaced_unless_they_were_changed(network, data, tmp_path):
@@ -156,9 +156,9 @@ def second():
 def test_overlays_of_an_earlier_call_are_removed_unless_they_were_changed(network, second, data, tmp_path):
     out = tmp_path / "out"
     mask, overlay = predict_files(network, data / "images", out)
-    before = mask.read_bytes()
+    contents_before = mask.read_bytes()
     assert predict_files(second, data / "images", out, overlays=False) == [mask]
-    assert mask.read_bytes() != before
+    assert mask.read_bytes() != contents_before
     assert not overlay.exists()
     assert predict_files(network, data / "images", out) == [mask, overlay]
     overlay.write_bytes(b"of a person")
@@ -188,9 +188,9 @@ def test_results_of_two_networks_are_never_in_one_folder(network, second, data, 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         command(second, image, tmp_path / "out")
-    left = [path for path in written if path.exists()]
-    assert left == written[:1]
-    assert left[0].read_bytes() == whole[tmp_path / "second" / left[0].relative_to(tmp_path / "out")]
+    paths_left = [path for path in written if path.exists()]
+    assert paths_left == written[:1]
+    assert paths_left[0].read_bytes() == whole[tmp_path / "second" / paths_left[0].relative_to(tmp_path / "out")]
 
 
 # ---- interruptions, and the record -----------------------------------------------------------------
@@ -264,33 +264,33 @@ def check_record(out, written):
 @pytest.mark.parametrize("command", [predict_files, maps_file])
 def test_results_of_another_image_with_the_same_name_are_not_replaced(network, data, tmp_path, command, name):
     """Files have the same name, for example, if each patient has a folder with the same file names."""
-    first, second, out = tmp_path / "scan.png", tmp_path / name, tmp_path / "out"
-    second.parent.mkdir(exist_ok=True)
-    for path in (first, second):
+    first_image, second_image, out = tmp_path / "scan.png", tmp_path / name, tmp_path / "out"
+    second_image.parent.mkdir(exist_ok=True)
+    for path in (first_image, second_image):
         Image.open(data / "images" / "a.png").save(path)
-    results = command(network, first, out)
-    before = contents(out)
+    results = command(network, first_image, out)
+    contents_before = contents(out)
     message = r"(?s)expected to replace only results of .*, got a result of .*overwrite"
     with pytest.raises(FileExistsError, match=message) as caught:
-        command(network, second, out)
-    assert str(first) in str(caught.value)
-    assert contents(out) == before
-    assert command(network, first, out) == results
-    assert command(network, second, out, overwrite=True) == results
-    assert command(network, second, out) == results
+        command(network, second_image, out)
+    assert str(first_image) in str(caught.value)
+    assert contents(out) == contents_before
+    assert command(network, first_image, out) == results
+    assert command(network, second_image, out, overwrite=True) == results
+    assert command(network, second_image, out) == results
     with pytest.raises(FileExistsError):
-        command(network, first, out)
+        command(network, first_image, out)
 
 
 @pytest.mark.parametrize("capacity", [0, 40, 200])
 def test_a_full_disk_raises_and_leaves_the_record_unchanged(tmp_path, capacity):
     names = [tmp_path / "masks" / name for name in "abc"]
     (out := Output(tmp_path, [])).write({names[0]: b"a"} if capacity == 200 else {})
-    before = (tmp_path / RECORD).read_bytes() if capacity == 200 else None
+    contents_before = (tmp_path / RECORD).read_bytes() if capacity == 200 else None
     with file_size_limit(capacity), pytest.raises(OSError, match=rf"File too large: '{tmp_path / RECORD}'$"):
         out.write({names[1]: b"b"})
     assert not names[1].exists()
-    assert ((tmp_path / RECORD).read_bytes() if before else None) == before
+    assert ((tmp_path / RECORD).read_bytes() if contents_before else None) == contents_before
     reopened = Output(tmp_path, [])
     reopened.check(names)
     reopened.write({name: name.name.encode() for name in names})

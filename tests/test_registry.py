@@ -13,7 +13,9 @@ from attzoo import registry
 from attzoo.testing import check_block
 
 BUILT_IN = list(registry.BLOCKS)
-ARGUMENTS = {name: (32, *(16 for a in attzoo.info(name).arguments if a.channels_of)) for name in BUILT_IN}   # required
+ARGUMENTS = {
+    name: (32, *(16 for argument in attzoo.info(name).arguments if argument.channels_of)) for name in BUILT_IN
+}   # required
 BACKENDS = ["numpy", "torch", "keras"]
 ROOT = Path(__file__).parents[1]
 
@@ -116,7 +118,7 @@ def derived_by(name, argument):
 
 @every_variant
 def test_variant_has_the_same_spec_in_every_backend(name, variant):
-    specs = [spec_of(attzoo.create(name, *ARGUMENTS[name], backend=b, variant=variant)) for b in BACKENDS]
+    specs = [spec_of(attzoo.create(name, *ARGUMENTS[name], backend=backend, variant=variant)) for backend in BACKENDS]
     assert specs[0] == specs[1] == specs[2]
     assert specs[0].channels == 32
     for argument, value in registry.variants(name)[variant].arguments.items():
@@ -132,10 +134,10 @@ def test_explicit_arguments_override_a_variant(name, variant):
     preset = registry.variants(name)[variant]
     plain = attzoo.create(name, *ARGUMENTS[name], backend="numpy")
     for argument in {**preset.arguments, **preset.rules}:
-        given = {argument: getattr(plain, argument)}
-        block = attzoo.create(name, *ARGUMENTS[name], backend="torch", variant=variant, **given)
+        explicit_arguments = {argument: getattr(plain, argument)}
+        block = attzoo.create(name, *ARGUMENTS[name], backend="torch", variant=variant, **explicit_arguments)
         if derived_by(name, argument) not in preset.rules:
-            assert getattr(block.spec, argument) == given[argument]
+            assert getattr(block.spec, argument) == explicit_arguments[argument]
 
 
 @every_variant
@@ -197,7 +199,11 @@ def test_hostile_name_raises_and_imports_nothing(word, monkeypatch):
     monkeypatch.setattr(registry, "import_module", refuse)
     monkeypatch.setattr(registry, "find_spec", refuse)
     lookups = [registry.variants, registry.locate]
-    lookups += [lambda name, f=f, b=b: f(name, backend=b) for f in (attzoo.get, attzoo.create) for b in BACKENDS]
+    lookups += [
+        lambda name, function=function, backend=backend: function(name, backend=backend)
+        for function in (attzoo.get, attzoo.create)
+        for backend in BACKENDS
+    ]
     for lookup in lookups:
         with pytest.raises(ValueError, match="unknown block") as caught:
             lookup(word)
@@ -254,7 +260,9 @@ def test_installed_third_party_block_works_like_a_built_in_one(tmp_path, monkeyp
     site = install_plugin(tmp_path)
     monkeypatch.syspath_prepend(site)
     assert attzoo.names() == [*BUILT_IN, "scale"]
-    assert not [m for m in sys.modules if m.startswith("attzoo_scale")], "names() imported a third-party package"
+    assert not [name for name in sys.modules if name.startswith("attzoo_scale")], (
+        "names() imported a third-party package"
+    )
     for backend in ("torch", "keras"):
         cls = attzoo.get("scale", backend=backend)
         assert cls.__module__ == f"attzoo_scale.{backend}"
@@ -266,10 +274,10 @@ def test_installed_third_party_block_works_like_a_built_in_one(tmp_path, monkeyp
 
     block = attzoo.create("scale", 3, backend="torch")
     block.logit.data.copy_(block.logit.new_tensor([-1.5, 0.25, 3]))
-    twin = attzoo.convert(block, backend="keras")
-    assert type(twin) is attzoo.get("scale", backend="keras")
-    copies = [twin, attzoo.convert(twin, backend="torch")]
-    for saved in (block, twin):
+    converted = attzoo.convert(block, backend="keras")
+    assert type(converted) is attzoo.get("scale", backend="keras")
+    copies = [converted, attzoo.convert(converted, backend="torch")]
+    for saved in (block, converted):
         attzoo.save(saved, path := tmp_path / f"{type(saved).__module__}.safetensors")
         copies += [attzoo.load(path, backend=backend) for backend in ("torch", "keras")]
     for copied in copies:
@@ -299,9 +307,9 @@ def install_package(tmp_path, monkeypatch):
                 (package_folder / package / f"{file}.py").write_text(text)
         monkeypatch.syspath_prepend(package_folder)
 
-    before = set(sys.modules)
+    loaded_modules = set(sys.modules)
     yield install
-    for module in set(sys.modules) - before:
+    for module in set(sys.modules) - loaded_modules:
         if module.partition(".")[0].startswith(("guest", "rival")):
             del sys.modules[module]
 
@@ -388,9 +396,9 @@ def test_convert_needs_no_registration_but_save_does(tmp_path, monkeypatch):
     from attzoo_scale.torch import Scale
 
     block = Scale(3, start=1.5)
-    twin = attzoo.convert(block, backend="keras")
-    assert type(twin).__module__ == "attzoo_scale.keras"
-    assert attzoo.weights(twin)["logit"].tolist() == [1.5] * 3
+    converted = attzoo.convert(block, backend="keras")
+    assert type(converted).__module__ == "attzoo_scale.keras"
+    assert attzoo.weights(converted)["logit"].tolist() == [1.5] * 3
     with pytest.raises(ValueError, match="expected a registered block, got attzoo_scale:Scale"):
         attzoo.save(block, tmp_path / "scale.safetensors")
     assert not list(tmp_path.iterdir())
@@ -399,7 +407,7 @@ def test_convert_needs_no_registration_but_save_does(tmp_path, monkeypatch):
 @pytest.mark.parametrize("backend", ["torch", "keras"])
 def test_old_name_of_the_base_class_warns(backend):
     ops = __import__(f"attzoo.ops.{backend}", fromlist="_")
-    message = rf"attzoo\.ops\.{backend}\.Block is now attzoo\.blocks\.{backend}\.Block"
+    message = rf"attzoo\.ops\.{backend}\.Block is deprecated .*: use attzoo\.blocks\.{backend}\.Block"
     with pytest.warns(DeprecationWarning, match=message):
         block = ops.Block
     assert issubclass(attzoo.get("se", backend=backend), block)

@@ -45,11 +45,11 @@ def test_relative_error_of_results_is_about_the_unit(operation):
 
 
 def test_errors_have_both_signs_and_depend_only_on_the_seed():
-    first, same_seed, other_seed = (np.asarray(np.multiply(*rounded(A, B, seed=seed))) for seed in (0, 0, 1))
-    np.testing.assert_allclose(np.abs(first / (A * B) - 1), UNIT, rtol=1e-6)
-    assert {-1, 1} == set(np.sign(first - A * B).ravel())
-    np.testing.assert_array_equal(first, same_seed)
-    assert (first != other_seed).any()
+    first_result, same_seed, other_seed = (np.asarray(np.multiply(*rounded(A, B, seed=seed))) for seed in (0, 0, 1))
+    np.testing.assert_allclose(np.abs(first_result / (A * B) - 1), UNIT, rtol=1e-6)
+    assert {-1, 1} == set(np.sign(first_result - A * B).ravel())
+    np.testing.assert_array_equal(first_result, same_seed)
+    assert (first_result != other_seed).any()
 
 
 @pytest.mark.parametrize("operation", [

@@ -145,13 +145,13 @@ def test_one_setting_may_be_entered_by_several_threads():
 
 
 def test_settings_may_be_exited_in_any_order():
-    first, second = attzoo.kernels("eager"), attzoo.kernels("triton")
+    first_setting, second_setting = attzoo.kernels("eager"), attzoo.kernels("triton")
     with attzoo.kernels("auto"):
-        first.__enter__()
-        second.__enter__()
-        first.__exit__()
+        first_setting.__enter__()
+        second_setting.__enter__()
+        first_setting.__exit__()
         assert settings.chosen == "triton"
-        second.__exit__()
+        second_setting.__exit__()
         assert settings.chosen == "auto"
         attzoo.kernels("eager")
         assert settings.chosen == "eager"

@@ -125,7 +125,7 @@ def test_palettes_of_different_order_are_refused_without_colours(tmp_path):
         image = Image.fromarray(mask_of(0, 1))
         image.putpalette(COLORS[order].tobytes())
         image.save(folder / TRAINING / f"{i}.png")
-    message = r"in which 1 has one colour, got \(255, 0, 0\) in .*0.png and \(0, 0, 255\) in .*1.png"
+    message = r"in which the value 1 has one colour, got \(255, 0, 0\) in .*0.png and \(0, 0, 255\) in .*1.png"
     with pytest.raises(ValueError, match=message):
         class_count(folder)
     (folder / VALIDATION / "0.png").write_bytes((folder / TRAINING / "1.png").read_bytes())
@@ -155,11 +155,11 @@ def grey(mask):
     return lambda path: Image.fromarray(mask).save(path)
 
 
-def indexed(mask, colors):
+def indexed(class_indices, colors):
     """Return a writer of a mask with a palette."""
 
     def write(path):
-        image = Image.fromarray(mask)
+        image = Image.fromarray(class_indices)
         image.putpalette(np.array(colors, np.uint8).tobytes())
         image.save(path)
 
@@ -185,31 +185,31 @@ EQUAL_COLORS = {   # two files of a mask whose pixel 1 is white and whose others
 @pytest.mark.parametrize("case", EQUAL_COLORS)
 @pytest.mark.parametrize("options", [{}, {"classes": 2}, {"labels": (0, 1)}])
 def test_masks_of_equal_colours_with_different_values_are_refused(case, options, tmp_path):
-    first, second, name = EQUAL_COLORS[case]
-    for part, writers in (("training", (first, second)), ("both", (first, first))):
+    first_mask, second_mask, name = EQUAL_COLORS[case]
+    for part, writers in (("training", (first_mask, second_mask)), ("both", (first_mask, first_mask))):
         folder = write_masks(tmp_path / part, *writers, name=name)
         if part == "both":
             assert class_count(folder, **options) == 2
-            second(folder / VALIDATION / f"0.{name}")
-        with pytest.raises(ValueError, match=r"expected masks (in which 0 has one colour|of one kind of grey), got .*"):
+            second_mask(folder / VALIDATION / f"0.{name}")
+        with pytest.raises(ValueError, match=r"expected masks (in which the value 0 .*|of one kind of grey), got .*"):
             class_count(folder, **options)
 
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-@pytest.mark.parametrize(("first", "second", "is_refused"), [
+@pytest.mark.parametrize(("first_mask", "second_mask", "is_refused"), [
     ([BLACK, RED], [BLACK, GREEN, RED], True),          # red is 1 and 2
     ([BLACK, RED, RED], [BLACK, RED, RED], False),      # two classes of one colour in both palettes
     ([BLACK, RED], [BLACK, RED, RED], False),           # the first palette ends before 2, which its mask does not hold
     ([BLACK, RED, BLUE], [BLACK, GREEN, RED], True),
 ])   # fmt: skip
-def test_palettes_with_one_colour_at_two_values_are_refused(first, second, is_refused, tmp_path):
-    folder = write_masks(tmp_path, indexed(mask_of(0, 1), first), indexed(mask_of(0, 2), second))
+def test_palettes_with_one_colour_at_two_values_are_refused(first_mask, second_mask, is_refused, tmp_path):
+    folder = write_masks(tmp_path, indexed(mask_of(0, 1), first_mask), indexed(mask_of(0, 2), second_mask))
     if not is_refused:
         assert class_count(folder) == 3
         return
-    message = r"in which \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: list the colours of all"
+    message = r"in which the colour \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: list the colours"
     with pytest.raises(ValueError, match=message):
         class_count(folder)
     training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, RED), flip=False))
@@ -218,8 +218,8 @@ def test_palettes_with_one_colour_at_two_values_are_refused(first, second, is_re
 
 @pytest.mark.parametrize("case", [name for name in EQUAL_COLORS if "8-bit" not in name])
 def test_masks_of_equal_colours_are_equal_by_colour(case, tmp_path):
-    first, second, name = EQUAL_COLORS[case]
-    folder = write_masks(tmp_path, first, second, name=name)
+    first_mask, second_mask, name = EQUAL_COLORS[case]
+    folder = write_masks(tmp_path, first_mask, second_mask, name=name)
     training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, WHITE), flip=False))
     for index in range(2):
         np.testing.assert_array_equal(training[0, index][1], mask_of(0, 1))

@@ -87,7 +87,7 @@ def test_allocations_that_return_one_tensor_may_return_two_later():
     tape.run("key", [x, y], write, x, y)
     allocations[:] = other_tensor
     tape.run("key", [x, y], write, x, y)
-    assert [t.tolist() for t in (shared_tensor, *other_tensor)] == [[2, 2], [1, 1], [1, 1]]
+    assert [tensor.tolist() for tensor in (shared_tensor, *other_tensor)] == [[2, 2], [1, 1], [1, 1]]
 
 
 def test_call_with_a_single_argument_is_repeated():

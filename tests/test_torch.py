@@ -95,11 +95,11 @@ def passes(block, xs):
     return [y, *torch.autograd.grad(y, [*xs, *block.parameters()], cotangent)]
 
 
-def relative_error(got, expected):
+def relative_error(actual, expected):
     """Return the largest absolute difference, divided by the largest absolute expected value."""
-    assert got.shape == expected.shape
-    got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
-    difference, scale = float((got - expected).abs().max()), float(expected.abs().max())
+    assert actual.shape == expected.shape
+    actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
+    difference, scale = float((actual - expected).abs().max()), float(expected.abs().max())
     assert math.isfinite(difference)
     return difference / (scale or 1)
 
@@ -137,25 +137,25 @@ class BranchOnSize(nn.Module):
 @every_sample
 def test_deepcopy_is_independent(sample):
     block, xs = build(sample), inputs(sample)
-    twin = copy.deepcopy(block)
-    assert twin.spec == block.spec
-    assert torch.equal(twin(*xs), block(*xs))
-    before = block(*xs)
+    copied = copy.deepcopy(block)
+    assert copied.spec == block.spec
+    assert torch.equal(copied(*xs), block(*xs))
+    output_before = block(*xs)
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in copied.parameters():
             parameter.add_(1)
-    assert torch.equal(block(*xs), before)
-    assert not torch.equal(twin(*xs), before)
+    assert torch.equal(block(*xs), output_before)
+    assert not torch.equal(copied(*xs), output_before)
 
 
 @pytest.mark.case69
 @every_sample
 def test_pickled_block_equals_the_block(sample):
     block, xs = build(sample), inputs(sample)
-    twin = pickle.loads(pickle.dumps(block))
-    assert twin.spec == block.spec
-    assert not twin.training
-    assert torch.equal(twin(*xs), block(*xs))
+    loaded = pickle.loads(pickle.dumps(block))
+    assert loaded.spec == block.spec
+    assert not loaded.training
+    assert torch.equal(loaded(*xs), block(*xs))
 
 
 @pytest.mark.case83
@@ -187,7 +187,7 @@ def test_state_dict_is_strict(sample):
     state = block.state_dict()
     name, tensor = next(iter(state.items()))
     for invalid_state, message in (
-        ({k: v for k, v in state.items() if k != name}, "Missing key"),
+        ({key: value for key, value in state.items() if key != name}, "Missing key"),
         (state | {"surplus": tensor}, "Unexpected key"),
         (state | {name: torch.zeros(7, 7, 7)}, "size mismatch"),
     ):
@@ -230,11 +230,11 @@ def test_reset_parameters_depends_only_on_the_seed(sample):
     block(*inputs(sample))   # updates running statistics
     torch.manual_seed(3)
     block.reset_parameters()
-    first = copy.deepcopy(block.state_dict())
+    state_of_first_reset = copy.deepcopy(block.state_dict())
     torch.manual_seed(3)
     block.reset_parameters()
     for name, tensor in block.state_dict().items():
-        assert torch.equal(first[name], tensor)
+        assert torch.equal(state_of_first_reset[name], tensor)
         assert not name.endswith("num_batches_tracked") or tensor == 0
     for name, weight in block.spec.weights.items():
         if weight.initialization == "constant":
@@ -248,9 +248,9 @@ def test_reset_parameters_depends_only_on_the_seed(sample):
 @every_sample
 def test_inputs_are_not_changed(sample):
     block, xs = build(sample).train(), inputs(sample)
-    before = [x.clone() for x in xs]
+    original = [x.clone() for x in xs]
     passes(block, xs)
-    assert all(torch.equal(x, b) for x, b in zip(xs, before, strict=True))
+    assert all(torch.equal(x, b) for x, b in zip(xs, original, strict=True))
 
 
 @pytest.mark.case54
@@ -261,20 +261,20 @@ def test_frozen_block_passes_gradients_to_its_input(sample):
     xs[0].requires_grad_()
     block(*xs).sum().backward()
     assert xs[0].grad.abs().max() > 0
-    assert all(p.grad is None for p in block.parameters())
+    assert all(parameter.grad is None for parameter in block.parameters())
 
 
 def function_and_tensors(sample):
     """Return a block, a function of its inputs and parameters, and float64 tensors for that function."""
     block = build(sample, torch.float64)
     names = [name for name, _ in block.named_parameters()]
-    tensors = [*inputs(sample, torch.float64), *(p.detach() for p in block.parameters())]
+    tensors = [*inputs(sample, torch.float64), *(parameter.detach() for parameter in block.parameters())]
 
     def call(*tensors):
         n = len(sample.shapes)
         return torch.func.functional_call(block, dict(zip(names, tensors[n:], strict=True)), tensors[:n])
 
-    return block, call, [t.requires_grad_() for t in tensors]
+    return block, call, [tensor.requires_grad_() for tensor in tensors]
 
 
 @pytest.mark.case55
@@ -353,8 +353,8 @@ def test_checkpoint_has_the_same_gradients(sample):
         return torch.utils.checkpoint.checkpoint(block, *xs, use_reentrant=False)
 
     recomputed.parameters = block.parameters
-    for got, expected in zip(passes(recomputed, xs), passes(block, xs), strict=True):
-        assert torch.equal(got, expected)
+    for actual, expected in zip(passes(recomputed, xs), passes(block, xs), strict=True):
+        assert torch.equal(actual, expected)
 
 
 # ---- memory --------------------------------------------------------------------------------------------
@@ -366,8 +366,8 @@ def test_non_contiguous_inputs_give_the_same_results(sample):
     block, xs = build(sample, torch.float64), inputs(sample, torch.float64)
     wide = [torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0].mT.contiguous().mT for x in xs]
     assert not any(x.is_contiguous() for x in wide)
-    for got, expected in zip(passes(block, wide), passes(block, xs), strict=True):
-        assert relative_error(got, expected) < 1e-12
+    for actual, expected in zip(passes(block, wide), passes(block, xs), strict=True):
+        assert relative_error(actual, expected) < 1e-12
 
 
 @pytest.mark.case51
@@ -376,8 +376,8 @@ def test_expanded_inputs_give_the_same_results(sample):
     block, xs = build(sample, torch.float64), inputs(sample, torch.float64)
     flat = [x[:1, :, :1].expand(x.shape) for x in xs]
     assert all(x.stride()[0] == x.stride()[2] == 0 for x in flat)
-    for got, expected in zip(passes(block, flat), passes(block, [x.contiguous() for x in flat]), strict=True):
-        assert relative_error(got, expected) < 1e-12
+    for actual, expected in zip(passes(block, flat), passes(block, [x.contiguous() for x in flat]), strict=True):
+        assert relative_error(actual, expected) < 1e-12
 
 
 @pytest.mark.case50
@@ -389,11 +389,11 @@ def test_channels_last_memory_format_is_preserved(sample, device):
     layout = CHANNELS_LAST[rank]
     block, xs = build(sample, device=device), inputs(sample, device=device)
     last = [x.to(memory_format=layout) for x in xs]
-    got, expected = passes(block, last), passes(block, xs)
-    assert got[0].is_contiguous(memory_format=layout)
+    actual, expected = passes(block, last), passes(block, xs)
+    assert actual[0].is_contiguous(memory_format=layout)
     assert not expected[0].is_contiguous(memory_format=layout)
-    assert got[1].is_contiguous(memory_format=layout)   # the gradient of x
-    assert max(map(relative_error, got, expected)) < 1e-5
+    assert actual[1].is_contiguous(memory_format=layout)   # the gradient of x
+    assert max(map(relative_error, actual, expected)) < 1e-5
     converted = passes(block.to(memory_format=layout), last)
     assert converted[0].is_contiguous(memory_format=layout)
     assert max(map(relative_error, converted, expected)) < 1e-5
@@ -433,12 +433,14 @@ def test_training_equals_inference_without_norm(sample):
 @normed
 def test_running_statistics_are_updated_only_in_training(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
-    before = copy.deepcopy(block.state_dict())
+    state_before = copy.deepcopy(block.state_dict())
     block(*xs)
-    assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
+    assert all(torch.equal(value, state_before[key]) for key, value in block.state_dict().items())
     block.train()(*xs)
     for k, v in block.state_dict().items():
-        assert torch.equal(v, before[k]) is not k.endswith(("running_mean", "running_var", "num_batches_tracked")), k
+        assert torch.equal(v, state_before[k]) is not k.endswith(
+            ("running_mean", "running_var", "num_batches_tracked")
+        ), k
 
 
 @pytest.mark.case61
@@ -462,9 +464,9 @@ def test_batch_norm_of_one_value_per_channel_raises_in_training(name):
 def test_results_are_bitwise_reproducible(sample, device):
     block, xs = build(sample, device=device).train(), inputs(sample, device=device)
     torch.use_deterministic_algorithms(True)
-    first = passes(block, xs)
-    for got, expected in zip(passes(block, xs), first, strict=True):
-        assert torch.equal(got, expected)
+    first_results = passes(block, xs)
+    for actual, expected in zip(passes(block, xs), first_results, strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.case63
@@ -534,9 +536,9 @@ LOW = pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 4e-3), (torch
 @every_sample
 def test_float32_results_agree_with_float64(sample, device):
     expected = passes(build(sample, torch.float64), inputs(sample, torch.float64))
-    got = passes(build(sample, device=device).float(), inputs(sample, device=device))
-    assert all(g.device.type == device for g in got)
-    assert max(map(relative_error, got, expected)) < 1e-5
+    actual = passes(build(sample, device=device).float(), inputs(sample, device=device))
+    assert all(g.device.type == device for g in actual)
+    assert max(map(relative_error, actual, expected)) < 1e-5
 
 
 @pytest.mark.case38
@@ -548,14 +550,14 @@ def test_autocast_results_agree_with_float64(sample, device, dtype, bound):
     expected = build(sample, torch.float64)(*inputs(sample, torch.float64))
     with torch.autocast(device, dtype):
         y = block(*xs)
-        low = block(*(x.to(dtype) for x in xs))   # as after a convolution
+        low_precision_y = block(*(x.to(dtype) for x in xs))   # as after a convolution
     # x * attention(x) is float32; the convolution of an output transform computes in low precision
     assert y.dtype == (dtype if sample.config.get("output_transform") else torch.float32)
-    assert low.dtype == dtype
+    assert low_precision_y.dtype == dtype
     assert 0 < relative_error(y, expected) < bound
-    assert 0 < relative_error(low, expected) < bound
+    assert 0 < relative_error(low_precision_y, expected) < bound
     y.float().square().sum().backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in block.parameters())
+    assert all(weight.grad.dtype == torch.float32 and weight.grad.isfinite().all() for weight in block.parameters())
 
 
 @LOW
@@ -620,11 +622,14 @@ def train_distributed(rank, folder):
     """Train in one of two processes, on half of the batch, with averaged gradients."""
     limit = timedelta(seconds=100)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
-    for name, (make, wrap) in DISTRIBUTED.items():
+    for name, (create_net, wrap) in DISTRIBUTED.items():
         torch.manual_seed(0)
-        net, *batch = make()
-        train(wrap(net), *(t[rank::2] for t in batch))
-        state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in net.state_dict().items()}
+        net, *batch = create_net()
+        train(wrap(net), *(tensor[rank::2] for tensor in batch))
+        state = {
+            key: value.full_tensor() if hasattr(value, "full_tensor") else value
+            for key, value in net.state_dict().items()
+        }
         torch.save(state, folder / f"{name}{rank}")
     torch.distributed.destroy_process_group()
 
@@ -632,9 +637,9 @@ def train_distributed(rank, folder):
 @pytest.mark.case66
 def test_training_in_two_processes_equals_training_in_one(tmp_path):
     torch.multiprocessing.spawn(train_distributed, (tmp_path,), nprocs=2)
-    for case, (make, _) in DISTRIBUTED.items():
+    for case, (create_net, _) in DISTRIBUTED.items():
         torch.manual_seed(0)
-        net, *batch = make()
+        net, *batch = create_net()
         initial = copy.deepcopy(net.state_dict())
         train(net, *batch)
         for rank in range(2):
@@ -745,10 +750,10 @@ def test_compiled_backward_pass_equals_eager(compile_block):
     compiled = compile_block(copy.deepcopy(net), backend="aot_eager")
     for increase in (0, 1):
         xs = inputs(NET, torch.float64, increase=increase)
-        for got, expected in zip(passes(compiled, xs), passes(net, xs), strict=True):
-            assert_close(got, expected, rtol=1e-10, atol=1e-10)
-    for got, expected in zip(compiled.buffers(), net.buffers(), strict=True):
-        assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        for actual, expected in zip(passes(compiled, xs), passes(net, xs), strict=True):
+            assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    for actual, expected in zip(compiled.buffers(), net.buffers(), strict=True):
+        assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.case73
@@ -1003,9 +1008,9 @@ def test_output_of_the_spatial_attention_of_cbam_is_not_overwritten(change):
     y.sum().backward()
     for output, saved_copy in saved:
         assert torch.equal(output, saved_copy)
-    before = x.clone()
+    original = x.clone()
     block(x, shortcut, "relu")
-    assert torch.equal(x, before)
+    assert torch.equal(x, original)
 
 
 @RESIDUAL
@@ -1019,9 +1024,9 @@ def test_checkpoint_may_save_the_product(name):
 
     y = checkpoint(block, x, shortcut, "relu", use_reentrant=False,
                    context_fn=partial(create_selective_checkpoint_contexts, save_all))   # fmt: skip
-    (got,) = torch.autograd.grad(y.sum(), x)
+    (actual,) = torch.autograd.grad(y.sum(), x)
     (expected,) = torch.autograd.grad(block(x, shortcut, "relu").sum(), x)
-    assert relative_error(got, expected) < 1e-6
+    assert relative_error(actual, expected) < 1e-6
 
 
 @RESIDUAL

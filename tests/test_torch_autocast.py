@@ -68,8 +68,8 @@ def to_fake_device(module, device):
     """Replace all parameters and buffers of a module by fake tensors on the device; return the module."""
     for submodule in module.modules():
         for tensors in (submodule._parameters, submodule._buffers):
-            for name, t in tensors.items():
-                tensors[name] = None if t is None else torch.empty(t.shape, dtype=t.dtype, device=device)
+            for name, tensor in tensors.items():
+                tensors[name] = None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     return module
 
 
@@ -119,7 +119,7 @@ def test_all_modules_of_a_network_have_the_autocast_dtype(name, device):
     dtypes_of, dtype = {}, torch.bfloat16
 
     def record(path):
-        return lambda module, inputs, output: dtypes_of.update({path: {t.dtype for t in (*inputs, output)}})
+        return lambda module, inputs, output: dtypes_of.update({path: {tensor.dtype for tensor in (*inputs, output)}})
 
     net = create(name, "torch").eval()
     with autocast(device, dtype):

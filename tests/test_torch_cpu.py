@@ -34,13 +34,13 @@ DEFAULTS = {"SMALL": cpu.SMALL, "SMALL_TO_INFER": cpu.SMALL_TO_INFER}
 @contextmanager
 def setting(**values):
     """Set attributes of the module `cpu` within a `with` block."""
-    before = {name: getattr(cpu, name) for name in values}
+    settings_before = {name: getattr(cpu, name) for name in values}
     try:
         for name, value in values.items():
             setattr(cpu, name, value)
         yield
     finally:
-        for name, value in before.items():
+        for name, value in settings_before.items():
             setattr(cpu, name, value)
 
 
@@ -65,7 +65,9 @@ def build(name, channels=8, dtype=torch.float64, dims=2, **options):
     """Return a block in training mode, with a batch norm if it has that option."""
     torch.manual_seed(0)
     small = {"reduction": 2, "kernel_size": 3, "norm": True, "spatial_dims": dims}
-    options |= {a.name: small[a.name] for a in attzoo.info(name).arguments if a.name in small}
+    options |= {
+        argument.name: small[argument.name] for argument in attzoo.info(name).arguments if argument.name in small
+    }
     return attzoo.create(name, channels, backend="torch", **options).to(dtype)
 
 
@@ -99,15 +101,19 @@ def step(block, x, dy, **kwargs):
     """Return the output of a copy of the block, the gradients of x and the trained parameters, and the buffers."""
     block, x = copy.deepcopy(block), x.detach().requires_grad_()
     y = block(x)
-    leaves = [x, *(p for p in block.parameters() if p.requires_grad)]
+    leaves = [x, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
     return [y.detach(), *torch.autograd.grad(y, leaves, dy, **kwargs), *block.buffers()]
 
 
-def assert_same(got, expected, tolerance=1e-12, **kwargs):
+def assert_same(actual, expected, tolerance=1e-12, **kwargs):
     """Compare lists of tensors, relative to the largest expected value."""
-    for a, e in zip(got, expected, strict=True):
-        scale = e.detach().double().abs().nan_to_num(0, posinf=0).max().clamp(min=1).item() if e.numel() else 1
-        assert_close(a, e, rtol=tolerance, atol=tolerance * scale, **kwargs)
+    for actual_value, expected_value in zip(actual, expected, strict=True):
+        scale = (
+            expected_value.detach().double().abs().nan_to_num(0, posinf=0).max().clamp(min=1).item()
+            if expected_value.numel()
+            else 1
+        )
+        assert_close(actual_value, expected_value, rtol=tolerance, atol=tolerance * scale, **kwargs)
 
 
 def with_both_forms(call):
@@ -148,9 +154,9 @@ def test_inference_equals_the_plain_form(layout, training):
     for part in (1, 1 << 20):
         with always_cpu_form(part), torch.no_grad():
             assert uses_cpu_form(copy.deepcopy(block), x)
-            got, expected = with_both_forms(lambda: [(twin := copy.deepcopy(block))(x), *twin.buffers()])
-        assert got[0].stride() == x.stride()
-        assert_same(got, expected, 1e-6)
+            actual, expected = with_both_forms(lambda: [(copied := copy.deepcopy(block))(x), *copied.buffers()])
+        assert actual[0].stride() == x.stride()
+        assert_same(actual, expected, 1e-6)
 
 
 @every
@@ -166,8 +172,8 @@ def test_gradient_is_split_evenly_among_ties(name):
 def test_nan_and_infinity_equal_the_plain_form(name, value):
     block, x = build(name).eval(), draw(3, 8, 3, 4)
     x[1, 2, 0, 1] = value
-    got, expected = with_both_forms(lambda: step(block, x, torch.ones_like(x)))
-    assert_same(got, expected, equal_nan=True)
+    actual, expected = with_both_forms(lambda: step(block, x, torch.ones_like(x)))
+    assert_same(actual, expected, equal_nan=True)
     assert not expected[1][1].isfinite().all()
     assert expected[1][0].isfinite().all()
 
@@ -179,11 +185,17 @@ def test_second_derivatives_equal_the_plain_form(name, layout):
     dy.requires_grad_()
 
     def twice():
-        twin = copy.deepcopy(block)
-        leaves = [x, dy, *twin.parameters()]
-        first = torch.autograd.grad(twin(x), [x, *twin.parameters()], dy, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves, allow_unused=True)
-        return [*(g.detach() for g in first), *(g for g in second if g is not None), *twin.buffers()]
+        copied = copy.deepcopy(block)
+        leaves = [x, dy, *copied.parameters()]
+        first_gradients = torch.autograd.grad(copied(x), [x, *copied.parameters()], dy, create_graph=True)
+        second_gradients = torch.autograd.grad(
+            sum(g.square().sum() for g in first_gradients), leaves, allow_unused=True
+        )
+        return [
+            *(g.detach() for g in first_gradients),
+            *(g for g in second_gradients if g is not None),
+            *copied.buffers(),
+        ]
 
     assert_same(*with_both_forms(twice), tolerance=1e-10)
     assert torch.autograd.gradgradcheck(block.eval(), x, fast_mode=True)
@@ -193,10 +205,10 @@ def test_second_derivatives_equal_the_plain_form(name, layout):
 def test_retained_graph_can_be_used_again(name):
     block, x = build(name), draw(2, 8, 4, 3).requires_grad_()
     y = block(x)
-    first = torch.autograd.grad(y, x, draw(2, 8, 4, 3, seed=1), retain_graph=True)
+    first_gradient = torch.autograd.grad(y, x, draw(2, 8, 4, 3, seed=1), retain_graph=True)
     torch.autograd.grad(y.sum(), [*block.parameters()], retain_graph=True)
     torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
-    assert_same(torch.autograd.grad(y, x, draw(2, 8, 4, 3, seed=1)), first)
+    assert_same(torch.autograd.grad(y, x, draw(2, 8, 4, 3, seed=1)), first_gradient)
 
 
 @every
@@ -206,8 +218,8 @@ def test_frozen_parameters_or_input_equal_the_plain_form(name, frozen):
     if frozen == "input":
 
         def run():
-            twin = copy.deepcopy(block)
-            return torch.autograd.grad(twin(x), [*twin.parameters()], dy)
+            copied = copy.deepcopy(block)
+            return torch.autograd.grad(copied(x), [*copied.parameters()], dy)
 
         return assert_same(*with_both_forms(run))
     for parameter in list(block.parameters())[: None if frozen == "everything" else 1]:
@@ -261,9 +273,9 @@ def test_shapes_and_layouts_equal_the_plain_form(name, shape):
     for layout in LAYOUTS:
         x, dy = draw(*shape, layout=layout), draw(*shape, layout=layout, seed=1)
         with always_cpu_form(part=2 * x[0].nbytes):
-            got, expected = with_both_forms(lambda x=x, dy=dy: step(block, x, dy))
-        assert_same(got, expected)
-        assert got[1].stride() == expected[1].stride() == x.stride()
+            actual, expected = with_both_forms(lambda x=x, dy=dy: step(block, x, dy))
+        assert_same(actual, expected)
+        assert actual[1].stride() == expected[1].stride() == x.stride()
 
 
 @every
@@ -271,9 +283,11 @@ def test_float32_error_is_like_that_of_the_plain_form(name):
     block, x, dy = build(name), draw(4, 8, 9, 9), draw(4, 8, 9, 9, seed=1)
     with always_plain_form():
         expected = step(block, x, dy)
-    got, plain = with_both_forms(lambda: step(copy.deepcopy(block).float(), x.float(), dy.float()))
-    for a, p, e in zip(got, plain, expected, strict=True):
-        assert (a - e).abs().max() <= 4 * (p - e).abs().max() + 1e-6 * e.abs().max()
+    actual, plain = with_both_forms(lambda: step(copy.deepcopy(block).float(), x.float(), dy.float()))
+    for actual_value, plain_value, expected_value in zip(actual, plain, expected, strict=True):
+        assert (actual_value - expected_value).abs().max() <= 4 * (
+            plain_value - expected_value
+        ).abs().max() + 1e-6 * expected_value.abs().max()
 
 
 def test_gradient_of_the_coefficients_may_have_any_strides():
@@ -499,9 +513,9 @@ REPLACED_METHODS = [   # (block, block whose class is changed, method)
 def test_method_replaced_in_a_class_is_used(name, changed, method, monkeypatch):
     block, x = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6)
     monkeypatch.setattr(attzoo.get(changed, backend="torch"), method, lambda self, x, **_: x * 0)
-    got = block(x)
+    actual = block(x)
     with always_plain_form():
-        assert torch.equal(got, block(x))
+        assert torch.equal(actual, block(x))
 
 
 @every
@@ -518,8 +532,8 @@ def test_pickle_determinism_and_checkpoint_work():
     assert_same(step(pickle.loads(pickle.dumps(block)), x, dy), expected)
     torch.use_deterministic_algorithms(True)
     try:
-        for got in (step(block, x, dy), step(block, x, dy)):
-            assert all(map(torch.equal, got, expected))
+        for actual in (step(block, x, dy), step(block, x, dy)):
+            assert all(map(torch.equal, actual, expected))
     finally:
         torch.use_deterministic_algorithms(False)
     y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)

@@ -51,15 +51,15 @@ print(_strategy().num_replicas_in_sync)
 
 def assert_equal_runs(out, expected_out):
     """Compare the histories and the best networks of two runs."""
-    for a, b in zip(state.load(out).history, state.load(expected_out).history, strict=True):
-        assert a.keys() == b.keys()
-        names = list(without_seconds([a])[0])
-        assert [a[name] for name in names] == pytest.approx([b[name] for name in names], abs=2e-3)
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    for epoch_row, expected_row in zip(state.load(out).history, state.load(expected_out).history, strict=True):
+        assert epoch_row.keys() == expected_row.keys()
+        names = list(without_seconds([epoch_row])[0])
+        assert [epoch_row[name] for name in names] == pytest.approx([expected_row[name] for name in names], abs=2e-3)
+        assert epoch_row["loss"] == pytest.approx(expected_row["loss"], rel=1e-5)
     networks = [attzoo.load(path / "best.safetensors", backend="torch") for path in (out, expected_out)]
-    a, b = map(attzoo.weights, networks)
-    for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6)
+    epoch_row, expected_row = map(attzoo.weights, networks)
+    for name in epoch_row:
+        np.testing.assert_allclose(epoch_row[name], expected_row[name], rtol=1e-4, atol=1e-6)
 
 
 def test_two_torch_processes_train_like_one(tmp_path):
@@ -162,16 +162,16 @@ def test_steps_are_equal_in_both_frameworks(optimizer):
         training_counts = trainer.pop_confusion()
         trainer.evaluate(images[0], masks[0])
         results[backend] = losses, training_counts, trainer.pop_confusion(), attzoo.weights(trainer.network)
-    (losses, training, validation, a), (keras_losses, *keras_counts, b) = results.values()
+    (losses, training, validation, torch_arrays), (keras_losses, *keras_counts, keras_arrays) = results.values()
     assert losses == pytest.approx(keras_losses, rel=2e-4)
     assert training.sum() == 2 * (masks != 255).sum()
     assert validation.sum() == (masks[0] != 255).sum()
     assert validation.sum(1).tolist() == [(masks[0] == k).sum() for k in range(3)]   # rows are classes
     for x, y in zip((training, validation), keras_counts, strict=True):
         assert np.abs(x - y).max() <= 0.01 * x.sum()
-    largest_change = max(np.abs(a[name] - initial[name]).max() for name in a)
+    largest_change = max(np.abs(torch_arrays[name] - initial[name]).max() for name in torch_arrays)
     assert largest_change > 1e-3
-    differences = np.concatenate([np.abs(a[name] - b[name]).ravel() for name in a])
+    differences = np.concatenate([np.abs(torch_arrays[name] - keras_arrays[name]).ravel() for name in torch_arrays])
     # Keras's Adam adds epsilon to sqrt(v), torch's to sqrt(v / (1 - beta2^t)): tiny gradients give other steps
     assert np.quantile(differences, 0.95) < 0.01 * largest_change
 

@@ -96,9 +96,11 @@ def test_better_epoch_after_a_loss_replaces_the_network(train_with_scores, tmp_p
     best = state.load(tmp_path).best
     assert (best.epoch, best.since) == (4, 3)
     arrays = state.load(tmp_path).arrays
-    expected = {name.removeprefix("network."): a.tobytes() for name, a in arrays.items() if name.startswith("network.")}
+    expected = {
+        name.removeprefix("network."): array.tobytes() for name, array in arrays.items() if name.startswith("network.")
+    }
     weights = attzoo.weights(attzoo.load(tmp_path / "best.safetensors", backend="torch"))
-    assert {name: a.tobytes() for name, a in weights.items()} == expected
+    assert {name: array.tobytes() for name, array in weights.items()} == expected
 
 
 def test_kill_between_state_and_best_network_loses_nothing(train_with_scores, tmp_path, monkeypatch, capfd):

@@ -52,7 +52,7 @@ def add(folder, *names):
 
 
 CHANGED_NAMES = {   # a function that changes the folder, and what the error message lists
-    "one less": (lambda f: remove(f, "0.npy"), "10 files, missing: images/0.npy, masks/0.npy"),
+    "one less": (lambda folder: remove(folder, "0.npy"), "10 files, missing: images/0.npy, masks/0.npy"),
     "one more": (lambda f: add(f, "6.npy"), "14 files, new: images/6.npy, masks/6.npy"),
     "another name": (lambda f: rename(f, "0.npy", "7.npy"),
                      "12 files, missing: images/0.npy, masks/0.npy; new: images/7.npy, masks/7.npy"),
@@ -95,9 +95,9 @@ def test_files_of_the_same_name_with_other_content_are_refused(change, run_on_ar
     settings, folder = run_on_arrays
     pattern, edit = CHANGED_FILES[change]
     for path in (folder / "data").rglob(pattern):
-        before = path.stat()
+        stat_before = path.stat()
         np.save(path, edit(np.load(path)))
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))   # some copies have the same time
+        os.utime(path, ns=(stat_before.st_atime_ns, stat_before.st_mtime_ns))   # some copies have the same time
     if change == "another size":   # only a run that resizes reads images of several sizes
         settings = replace(settings, size=(16, 16))
         saved = state.load(folder / "run")

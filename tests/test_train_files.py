@@ -117,10 +117,10 @@ def test_split_needs_two_images_and_a_fraction_between_0_and_1(tmp_path):
 @pytest.mark.parametrize("name", ["notes.txt", "Thumbs.db", "labels.json", "README"])
 def test_files_that_are_not_images_are_ignored(name, tmp_path):
     folder = camvid(tmp_path)
-    before = find(folder)
+    pairs_before = find(folder)
     for part in CAMVID:
         (folder / part / name).write_text("not an image")
-    assert find(folder) == before
+    assert find(folder) == pairs_before
     assert ignored_files(folder / "train_images") == [folder / "train_images" / name]
 
 

@@ -57,10 +57,10 @@ def test_folder_with_other_files_is_refused(name, has_settings, tmp_path):
     (tmp_path / name).write_bytes(b"other")
     if has_settings:
         (tmp_path / "settings.json").write_text(json.dumps(Settings(**TINY).config()))
-    before = contents(tmp_path)
+    contents_before = contents(tmp_path)
     with pytest.raises(ValueError, match=rf"expected a new or empty folder, got .* with {name}: choose another --out"):
         train(tmp_path)
-    assert contents(tmp_path) == before
+    assert contents(tmp_path) == contents_before
 
 
 def test_settings_file_holds_the_dtypes_of_images_and_can_be_loaded(tmp_path):
@@ -105,11 +105,11 @@ def test_resume_without_the_state_is_refused_after_the_first_epoch(name, tmp_pat
         if path.name not in (name, "settings.json"):
             path.unlink()
     (out / name).touch()
-    before = contents(out)
+    contents_before = contents(out)
     message = rf"^expected resume.safetensors beside {name} in .*run, got none: the run cannot continue; put .* back"
     with pytest.raises(ValueError, match=message):
         train(out, resume=True)
-    assert contents(out) == before
+    assert contents(out) == contents_before
 
 
 def test_run_with_events_and_without_a_complete_epoch_resumes(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_folder_of_an_active_run_is_refused(resume, tmp_path, monkeypatch):
     original = run._run_epoch
 
     def run_epoch(*args):
-        before = contents(out)
+        contents_before = contents(out)
         monkeypatch.setattr(run, "_run_epoch", original)
         for second_resume in (False, True):
             with pytest.raises(ValueError, match=rf"expected a folder that no other run writes to, got {out} {BUSY}"):
@@ -154,7 +154,7 @@ def test_folder_of_an_active_run_is_refused(resume, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as caught:
             cli.main(["train", "--resume", "--out", str(out)])
         exit_messages.append(str(caught.value.code))
-        assert contents(out) == before
+        assert contents(out) == contents_before
         return original(*args)
 
     if resume:

@@ -77,9 +77,9 @@ def test_killed_run_resumes_to_the_same_bits(backend, options, tmp_path):
     assert without_seconds(history) == without_seconds(state.load(out).history)
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert sorted(contents(out)) == sorted([*run.FILES, "epoch-002.safetensors"])
-    before = results(out)
+    results_before = results(out)
     assert without_seconds(train(settings, out, resume=True)) == without_seconds(history)   # a finished run
-    assert results(out) == before
+    assert results(out) == results_before
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -176,12 +176,12 @@ def test_content_of_a_folder_is_not_replaced(tmp_path):
     assert not (tmp_path / "run").exists()
     settings = replace(SETTINGS, epochs=1)
     train(settings, tmp_path / "run")
-    before = contents(tmp_path / "run")
+    contents_before = contents(tmp_path / "run")
     with pytest.raises(ValueError, match=r"expected a new or empty folder, got .*run with a run: set --resume"):
         train(settings, tmp_path / "run")
     with pytest.raises(ValueError, match=r"the settings of the run in .*: batch 4, got 5; seed 0, got 1: leave"):
         train(replace(settings, batch=5, seed=1), tmp_path / "run", resume=True)
-    assert contents(tmp_path / "run") == before
+    assert contents(tmp_path / "run") == contents_before
     with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run: choose another --out$"):
         train(settings, tmp_path)
     for content in (b"half", b"", (8 << 60).to_bytes(8, "little")):

@@ -70,11 +70,11 @@ def test_training_steps_equal_the_spec_and_each_other(name):
         assert_arrays_close(runs[backend].output, expected, 1e-10 * LOOSE)
         for key, array in weights(net).items():
             assert_arrays_close(array, arrays[key], 1e-11 * LOOSE)
-    a, b = runs.values()
-    assert_arrays_close(b.input_gradients[0], a.input_gradients[0], 1e-9 * LOOSE)
-    assert a.weight_gradients.keys() == b.weight_gradients.keys()
-    for key, gradient in a.weight_gradients.items():
-        assert_arrays_close(b.weight_gradients[key], gradient, 1e-8 * LOOSE)
+    torch_run, keras_run = runs.values()
+    assert_arrays_close(keras_run.input_gradients[0], torch_run.input_gradients[0], 1e-9 * LOOSE)
+    assert torch_run.weight_gradients.keys() == keras_run.weight_gradients.keys()
+    for key, gradient in torch_run.weight_gradients.items():
+        assert_arrays_close(keras_run.weight_gradients[key], gradient, 1e-8 * LOOSE)
     if name not in TRAINED:
         return
     for backend, net in nets.items():
@@ -82,7 +82,7 @@ def test_training_steps_equal_the_spec_and_each_other(name):
     before, keras_weights = draw(spec), weights(nets["keras"])
     for key, array in weights(nets["torch"]).items():
         assert_arrays_close(keras_weights[key], array, 1e-8 * LOOSE)
-        gradient = a.weight_gradients.get(key, np.zeros(1))   # rounding errors for a bias before a norm
+        gradient = torch_run.weight_gradients.get(key, np.zeros(1))   # rounding errors for a bias before a norm
         assert abs(gradient).max() < 1e-9 or (array != before[key]).any()
 
 
@@ -163,14 +163,14 @@ def test_variants_accept_every_size(name):
     kwargs = {"channels": channels, "backend": "torch", **NETS[name][0]}
     net = attzoo.create("unet", 3, 2, **kwargs).double()
     load_weights(net, draw(net.spec))
-    twin = attzoo.convert(net, backend="keras")
+    converted = attzoo.convert(net, backend="keras")
     for size in SIZES:
         x = image((1, 3, *size))
         expected = net.spec(x, weights=draw(net.spec))
         assert expected.shape == (1, 2, *size)
         assert_arrays_close(adapter("torch").forward(net, [x], training=False), expected)
         if size in SIZES[::4] or size == (3, 2):
-            assert_arrays_close(adapter("keras").forward(twin, [x], training=False), expected, 1e-12 * LOOSE)
+            assert_arrays_close(adapter("keras").forward(converted, [x], training=False), expected, 1e-12 * LOOSE)
 
 
 def test_padding_by_one_pixel_changes_only_the_edge():
@@ -223,7 +223,9 @@ def test_image_of_invalid_shape_raises(backend, case, plain_pair):
 def test_every_block_on_skips_and_after_convolutions(block):
     """With options."""
     choices = {"gate": "hard_sigmoid", "padding": "circular"}
-    options = {a.name: choices[a.name] for a in attzoo.info(block).arguments if a.name in choices}
+    options = {
+        argument.name: choices[argument.name] for argument in attzoo.info(block).arguments if argument.name in choices
+    }
     arguments = {"skip": block, "skip_options": options, "block": block, "block_options": options}
     spec = UNet(**SMALL, **arguments)
     x, arrays = image((2, 3, 9, 6)), draw(spec)
@@ -259,13 +261,13 @@ def test_network_is_converted_and_saved_exactly(name, tmp_path):
     """Including running statistics, in both directions."""
     torch_net = build(name, "torch", "float32")
     adapter("torch").forward(torch_net, [image(NETS[name][1])], training=True)   # updates running statistics
-    twin = attzoo.convert(torch_net, backend="keras")
+    converted = attzoo.convert(torch_net, backend="keras")
     files = {"torch": tmp_path / "torch.safetensors", "keras": tmp_path / "keras.safetensors"}
     attzoo.save(torch_net, files["torch"])
-    attzoo.save(twin, files["keras"])
+    attzoo.save(converted, files["keras"])
     assert files["torch"].read_bytes() == files["keras"].read_bytes()
-    copies = [attzoo.convert(twin, backend="torch"), *(attzoo.load(path, backend=b) for b, path in files.items())]
-    for net in (twin, *copies):
+    copies = [attzoo.convert(converted, backend="torch"), *(attzoo.load(path, backend=b) for b, path in files.items())]
+    for net in (converted, *copies):
         assert net.spec == torch_net.spec
         assert have_equal_weights(net, torch_net)
 
@@ -277,10 +279,10 @@ def header(path):
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
-def rewrite(path, about: Any, head, data):
+def rewrite(path, metadata: Any, header_fields, data):
     """Write a file with other metadata."""
-    head = head | {"__metadata__": {"attzoo": json.dumps(about)}}
-    text = json.dumps(head).encode()
+    header_fields = header_fields | {"__metadata__": {"attzoo": json.dumps(metadata)}}
+    text = json.dumps(header_fields).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
@@ -307,11 +309,11 @@ INVALID_CONFIGS = {   # change to the config in a file, error message
 def test_file_with_an_invalid_config_raises(case, tmp_path):
     path = tmp_path / "net.safetensors"
     attzoo.save(build("leejunhyun", "torch", "float32"), path)
-    head, data = header(path)
-    about = json.loads(head.pop("__metadata__")["attzoo"])
+    header_fields, data = header(path)
+    metadata = json.loads(header_fields.pop("__metadata__")["attzoo"])
     change, message = INVALID_CONFIGS[case]
-    config = about["config"] | change if isinstance(change, dict) else change
-    rewrite(path, about | {"config": config}, head, data)
+    config = metadata["config"] | change if isinstance(change, dict) else change
+    rewrite(path, metadata | {"config": config}, header_fields, data)
     with pytest.raises(ValueError, match=r"is not a file of attzoo\.save") as caught:
         attzoo.load(path, backend="torch")
     assert message in str(caught.value)
@@ -321,10 +323,10 @@ def test_file_with_an_invalid_config_raises(case, tmp_path):
 def test_file_without_an_array_raises(tmp_path):
     path = tmp_path / "net.safetensors"
     attzoo.save(build("leejunhyun", "torch", "float32"), path)
-    head, data = header(path)
-    about = json.loads(head.pop("__metadata__")["attzoo"])
-    del head["skip.1.psi_norm.var"]
-    rewrite(path, about, head, data)
+    header_fields, data = header(path)
+    metadata = json.loads(header_fields.pop("__metadata__")["attzoo"])
+    del header_fields["skip.1.psi_norm.var"]
+    rewrite(path, metadata, header_fields, data)
     with pytest.raises(ValueError, match="expected arrays"):
         attzoo.load(path, backend="keras")
 

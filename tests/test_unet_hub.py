@@ -28,16 +28,22 @@ def hub(monkeypatch):
 def test_network_loaded_from_a_folder_equals_the_saved_network(options, hub, tmp_path):
     net = network(**options)
     net.save_pretrained(tmp_path / "net")
-    assert sorted(p.name for p in (tmp_path / "net").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     config = json.loads((tmp_path / "net" / "config.json").read_text())
     assert config.pop("dtype") == str(options.get("dtype", torch.float32)).removeprefix("torch.")
     assert attzoo.create("unet", backend="numpy", **config) == net.spec
     state = safetensors.torch.load_file(tmp_path / "net" / "model.safetensors")
-    assert {k: v.dtype for k, v in state.items()} == {k: v.dtype for k, v in net.state_dict().items()}
+    assert {key: value.dtype for key, value in state.items()} == {
+        key: value.dtype for key, value in net.state_dict().items()
+    }
     loaded = UNet.from_pretrained(tmp_path / "net")
     assert type(loaded) is UNet
     assert not loaded.training
-    assert all(p.requires_grad and not p.is_meta for p in loaded.parameters())
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.parameters())
     for key, value in net.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
     x = torch.randn(1, 2, 9, 8).to(next(net.parameters()).dtype)
@@ -58,10 +64,10 @@ def test_saved_unet_is_replaced_and_other_models_raise(hub, tmp_path):
     (net := network(head="sigmoid")).save_pretrained(tmp_path)
     assert UNet.from_pretrained(tmp_path).spec == net.spec
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    contents_before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(FileExistsError, match=r"expected only a U-Net of attzoo, or no model, in .* remove it first"):
         net.save_pretrained(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents_before
 
 
 @pytest.mark.parametrize(("text", "message"), [

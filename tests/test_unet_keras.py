@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from nets import NETS, SMALL, build, create, have_equal_weights, image
+from test_keras import array
 
 import attzoo
 from attzoo.adapters import adapter
@@ -37,16 +38,11 @@ def input_of(name="leejunhyun", dtype="float32"):
     return np.moveaxis(image(NETS[name][1]).astype(dtype), 1, -1)
 
 
-def array(tensor):
-    """Return a tensor as a float64 array."""
-    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")))
-
-
-def assert_near(got, expected, tolerance=1e-5):
+def assert_near(actual, expected, tolerance=1e-5):
     """Assert that tensors agree, relative to the largest expected value."""
-    got, expected = array(got), array(expected)
-    assert got.shape == expected.shape
-    assert abs(got - expected).max(initial=0) <= tolerance * abs(expected).max(initial=0)
+    actual, expected = array(actual), array(expected)
+    assert actual.shape == expected.shape
+    assert abs(actual - expected).max(initial=0) <= tolerance * abs(expected).max(initial=0)
 
 
 # ---- pooling -------------------------------------------------------------------------------------------------
@@ -80,7 +76,7 @@ def test_unet_with_strides_of_three(size):
     spec = create("plain", "numpy", strides=((3, 2), 3), kernel_size=3)
     model = create("plain", "keras", strides=((3, 2), 3), kernel_size=3)
     x = image((1, 3, *size))
-    expected = spec(x, weights={key: a.astype("float64") for key, a in attzoo.weights(model).items()})
+    expected = spec(x, weights={key: array.astype("float64") for key, array in attzoo.weights(model).items()})
     assert_near(model(np.moveaxis(x, 1, -1).astype("float32")), np.moveaxis(expected, 1, -1))
 
 
@@ -148,12 +144,12 @@ def test_network_learns_in_both_layouts(layout):
 
 def test_running_statistics_are_updated_only_in_training():
     model, x = net(), input_of()
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     model(x)
-    assert all((after == before[key]).all() for key, after in attzoo.weights(model).items())
+    assert all((after == weights_before[key]).all() for key, after in attzoo.weights(model).items())
     model(x, training=True)
     for key, after in attzoo.weights(model).items():
-        assert (after == before[key]).all() != key.endswith((".mean", ".var")), key
+        assert (after == weights_before[key]).all() != key.endswith((".mean", ".var")), key
 
 
 def test_frozen_network_uses_running_statistics():
@@ -195,16 +191,16 @@ def test_copies_give_the_same_outputs(name, tmp_path):
     model.save(tmp_path / "net.keras")
     config = json.loads(json.dumps(model.get_config()))
     from_config, cloned = type(model).from_config(config), keras.models.clone_model(model)
-    for twin in (from_config, cloned):
-        twin.set_weights(model.get_weights())
+    for loaded in (from_config, cloned):
+        loaded.set_weights(model.get_weights())
     loaded_model, unpickled_model = keras.saving.load_model(tmp_path / "net.keras"), pickle.loads(pickle.dumps(model))
-    for twin in (from_config, cloned, loaded_model, unpickled_model):
-        assert_near(twin(x), model(x), 0)
-    for twin in (from_config, loaded_model, unpickled_model):
-        assert type(twin) is type(model)
-        assert twin.spec == model.spec
-        assert twin.get_config() == config
-        assert have_equal_weights(twin, model)
+    for loaded in (from_config, cloned, loaded_model, unpickled_model):
+        assert_near(loaded(x), model(x), 0)
+    for loaded in (from_config, loaded_model, unpickled_model):
+        assert type(loaded) is type(model)
+        assert loaded.spec == model.spec
+        assert loaded.get_config() == config
+        assert have_equal_weights(loaded, model)
 
 
 @pytest.mark.case81
@@ -231,12 +227,12 @@ def test_frozen_layers_stay_frozen_in_copies(tmp_path):
     outer = keras.Sequential([keras.Input((None, None, 3)), model])
     outer.save(tmp_path / "a.keras")
     loaded = keras.models.load_model(tmp_path / "a.keras").layers[0]
-    for twin in (loaded, type(model).from_config(model.get_config())):
-        assert [v.shape for v in twin.trainable_weights] == [v.shape for v in model.trainable_weights]
-        assert not twin.get_layer("encoder_1_block").channel.squeeze.trainable
+    for copied in (loaded, type(model).from_config(model.get_config())):
+        assert [v.shape for v in copied.trainable_weights] == [v.shape for v in model.trainable_weights]
+        assert not copied.get_layer("encoder_1_block").channel.squeeze.trainable
     model.get_layer("skip_0").psi.trainable = True
-    twin = type(model).from_config(model.get_config())
-    gate = twin.get_layer("skip_0")
+    copied = type(model).from_config(model.get_config())
+    gate = copied.get_layer("skip_0")
     assert (gate.psi.trainable, gate.gating.trainable) == (True, False)
 
 
@@ -257,14 +253,14 @@ def test_copying_a_network_with_changed_layers_raises(method, tmp_path):
 def test_channels_first_gives_the_same_outputs(name):
     """After a transposition."""
     keras.config.set_image_data_format("channels_first")
-    first = net(name)
+    channels_first_model = net(name)
     keras.config.set_image_data_format("channels_last")
-    assert first.data_format == "channels_first"
+    assert channels_first_model.data_format == "channels_first"
     last, x = net(name), image(NETS[name][1])
     rank = x.ndim - 2
-    assert first.input_shape == (None, 3, *(None,) * rank)
-    assert first.output_shape == (None, 2, *(None,) * rank)
-    assert_near(first(x), np.moveaxis(array(last(np.moveaxis(x, 1, -1))), -1, 1), 1e-6)
+    assert channels_first_model.input_shape == (None, 3, *(None,) * rank)
+    assert channels_first_model.output_shape == (None, 2, *(None,) * rank)
+    assert_near(channels_first_model(x), np.moveaxis(array(last(np.moveaxis(x, 1, -1))), -1, 1), 1e-6)
 
 
 POLICIES = {   # policy -> compute dtype, variable dtype, tolerance to the spec in float64
@@ -284,7 +280,7 @@ def test_dtype_policy_of_the_network(name, policy):
     y = model(input_of(name, dtype="float64"))
     assert keras.backend.standardize_dtype(y.dtype) == compute
     assert {keras.backend.standardize_dtype(w.dtype) for w in model.weights} == {variable}
-    weights = {key: a.astype("float64") for key, a in attzoo.weights(model).items()}
+    weights = {key: array.astype("float64") for key, array in attzoo.weights(model).items()}
     assert_near(y, np.moveaxis(model.spec(image(NETS[name][1]), weights=weights), 1, -1), bound)
 
 

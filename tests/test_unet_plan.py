@@ -21,7 +21,7 @@ from attzoo.unet.spec import UNet
 
 DOUBLE = {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
 NORM = ("weight", "bias", "mean", "var")
-GATE = {f"{part}.{leaf}" for part in ("skip", "gating", "psi") for leaf in ("weight", "bias")}
+GATE = {f"{part}.{kind}" for part in ("skip", "gating", "psi") for kind in ("weight", "bias")}
 
 
 def net(**kwargs):
@@ -47,18 +47,26 @@ def test_levels_of_the_default_network():
     assert (table[2].decoder, table[2].up, table[2].gate) == ((), (), None)
     for level, next_level in pairwise(table):
         channels = level.channels
-        assert [(u.inputs, u.outputs) for u in level.up] == [(next_level.channels, channels)]
+        assert [(unit.inputs, unit.outputs) for unit in level.up] == [(next_level.channels, channels)]
         assert level.interpolation == "nearest"
         assert (level.gate.channels, level.gate.gating_channels) == (channels, channels)
-        assert [(u.inputs, u.outputs, u.dropout) for u in level.decoder] == [
+        assert [(unit.inputs, unit.outputs, unit.dropout) for unit in level.decoder] == [
             (2 * channels, channels, 0.1), (channels, channels, 0.2)
         ]   # fmt: skip
     for channels_above, level in zip((3, 4, 6), table, strict=True):
-        first, second = level.encoder
-        assert (first.inputs, first.outputs, second.inputs, second.outputs) == (channels_above, *[level.channels] * 3)
-        assert first.kernel == second.kernel == (3, 3)
-        assert first.stride == second.stride == (1, 1)
-        assert (first.norm, first.activation, first.dropout, second.dropout) == ("batch", "relu", 0.1, 0.2)
+        first_unit, second_unit = level.encoder
+        assert (first_unit.inputs, first_unit.outputs, second_unit.inputs, second_unit.outputs) == (
+            channels_above,
+            *[level.channels] * 3,
+        )
+        assert first_unit.kernel == second_unit.kernel == (3, 3)
+        assert first_unit.stride == second_unit.stride == (1, 1)
+        assert (first_unit.norm, first_unit.activation, first_unit.dropout, second_unit.dropout) == (
+            "batch",
+            "relu",
+            0.1,
+            0.2,
+        )
 
 
 def test_strided_convolutions_replace_pooling():
@@ -82,7 +90,7 @@ def test_strided_convolutions_replace_pooling():
 )
 def test_units_of_every_upsampling(arguments, units, inputs):
     finest = net(**arguments).levels[0]
-    assert [(u.transposed, u.inputs, u.outputs, u.kernel) for u in finest.up] == units
+    assert [(unit.transposed, unit.inputs, unit.outputs, unit.kernel) for unit in finest.up] == units
     assert finest.decoder[0].inputs == inputs
     assert finest.gate.inputs == (4, inputs - 4)
     assert finest.interpolation == (None if arguments["up"] == "transpose" else "linear")

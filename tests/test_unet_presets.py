@@ -62,8 +62,8 @@ def assert_equal(published, parts, ours, shape):
     assert_arrays_close(run.output, y.detach().numpy(), 1e-11)
     assert_arrays_close(run.input_gradients[0], xs.grad.numpy(), 1e-9)
     for name, gradient in run.weight_gradients.items():
-        path, _, leaf = name.rpartition(".")
-        assert_arrays_close(gradient, getattr(parts[path], leaf).grad.numpy().reshape(gradient.shape), 1e-9)
+        path, _, attribute = name.rpartition(".")
+        assert_arrays_close(gradient, getattr(parts[path], attribute).grad.numpy().reshape(gradient.shape), 1e-9)
     after = attzoo.weights(ours)
     for name, array in read_weights(parts).items():
         assert_arrays_close(after[name], array.reshape(after[name].shape))
@@ -78,9 +78,9 @@ def activated(conv, norm):
     return nn.Sequential(conv, norm, nn.ReLU())
 
 
-def double(i, o, Conv=nn.Conv2d, Norm=nn.BatchNorm2d):
+def double(inputs, outputs, Conv=nn.Conv2d, Norm=nn.BatchNorm2d):
     """Return two convolutions with norm and relu."""
-    convs = (activated(Conv(a, o, 3, padding=1), Norm(o)) for a in (i, o))
+    convs = (activated(Conv(a, outputs, 3, padding=1), Norm(outputs)) for a in (inputs, outputs))
     return nn.Sequential(*(layer for conv in convs for layer in conv))
 
 
@@ -96,7 +96,9 @@ class LeeJunHyun(nn.Module):
     def __init__(self, channels, classes, widths, transpose):
         super().__init__()
         steps = list(pairwise(widths))
-        self.encoder = nn.ModuleList(double(i, o) for i, o in zip((channels, *widths), widths, strict=False))
+        self.encoder = nn.ModuleList(
+            double(inputs, outputs) for inputs, outputs in zip((channels, *widths), widths, strict=False)
+        )
         self.up = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(coarse, coarse, 4, 2, 1) if transpose else nn.Upsample(scale_factor=2),
@@ -106,9 +108,10 @@ class LeeJunHyun(nn.Module):
         )
         self.skip, self.gating, self.psi = (
             nn.ModuleList(
-                nn.Sequential(nn.Conv2d(w if i is None else i(w), o(w), 1), nn.BatchNorm2d(o(w))) for w, _ in steps
+                nn.Sequential(nn.Conv2d(w if inputs is None else inputs(w), outputs(w), 1), nn.BatchNorm2d(outputs(w)))
+                for w, _ in steps
             )
-            for i, o in ((None, lambda w: w // 2), (None, lambda w: w // 2), (lambda w: w // 2, lambda w: 1))
+            for inputs, outputs in ((None, lambda w: w // 2), (None, lambda w: w // 2), (lambda w: w // 2, lambda w: 1))
         )
         self.decoder = nn.ModuleList(double(2 * w, w) for w, _ in steps)
         self.head = nn.Conv2d(widths[0], classes, 1)
@@ -119,9 +122,9 @@ class LeeJunHyun(nn.Module):
             x = level(F.max_pool2d(x, 2) if skips else x)
             skips.append(x)
         for i in reversed(range(len(skips) - 1)):
-            d, e = self.up[i](x), skips[i]
-            e = e * torch.sigmoid(self.psi[i](torch.relu(self.gating[i](d) + self.skip[i](e))))
-            x = self.decoder[i](torch.cat([e, d], dim=1))
+            upsampled, skip = self.up[i](x), skips[i]
+            skip = skip * torch.sigmoid(self.psi[i](torch.relu(self.gating[i](upsampled) + self.skip[i](skip))))
+            x = self.decoder[i](torch.cat([skip, upsampled], dim=1))
         return self.head(x)
 
     def parts(self):
@@ -131,9 +134,9 @@ class LeeJunHyun(nn.Module):
             layers |= double_parts(f"encoder.{i}", level)
         for i, level in enumerate(self.decoder):
             layers |= double_parts(f"decoder.{i}", level)
-            first, layers[f"up.{i}.conv"], layers[f"up.{i}.norm"], _ = self.up[i]
-            if isinstance(first, nn.ConvTranspose2d):
-                layers[f"up.{i}.transpose"] = first
+            upsample, layers[f"up.{i}.conv"], layers[f"up.{i}.norm"], _ = self.up[i]
+            if isinstance(upsample, nn.ConvTranspose2d):
+                layers[f"up.{i}.transpose"] = upsample
             for name in ("skip", "gating", "psi"):
                 layers[f"skip.{i}.{name}"], layers[f"skip.{i}.{name}_norm"] = getattr(self, name)[i]
         return layers
@@ -147,8 +150,8 @@ def test_leejunhyun_equals_the_published_network(variant, count):
     with torch.device("meta"):
         published = LeeJunHyun(3, 1, (64, 128, 256, 512, 1024), transpose)
         ours = attzoo.create("unet", 3, 1, backend="torch", variant=variant)
-    assert sum(p.numel() for p in published.parameters()) == count == parameters(variant)
-    assert sum(p.numel() for p in ours.parameters()) == count
+    assert sum(parameter.numel() for parameter in published.parameters()) == count == parameters(variant)
+    assert sum(parameter.numel() for parameter in ours.parameters()) == count
     published = LeeJunHyun(3, 2, WIDTHS, transpose)
     ours = attzoo.create("unet", 3, 2, backend="torch", variant=variant, channels=WIDTHS)
     assert_equal(published, published.parts(), ours, (2, 3, 32, 48))
@@ -194,8 +197,8 @@ class Oktay(nn.Module):
         """Return the output of gate i for the skip connection x and the gating signal g."""
         gate = self.gates[str(i)]
         theta = gate["theta"](x)
-        q = gate["psi"](torch.relu(theta + self.resized(gate["phi"](g), size=theta.shape[2:])))
-        return gate["combine"](gate["W"](x * self.resized(torch.sigmoid(q), size=x.shape[2:])))
+        logits = gate["psi"](torch.relu(theta + self.resized(gate["phi"](g), size=theta.shape[2:])))
+        return gate["combine"](gate["W"](x * self.resized(torch.sigmoid(logits), size=x.shape[2:])))
 
     def joined(self, convs, skip, below):
         """Return the output of a decoder level: x2 upsampling of `below`, concatenation with `skip`, convolutions."""
@@ -233,7 +236,7 @@ class Oktay(nn.Module):
 def test_oktay_has_the_published_number_of_parameters():
     with torch.device("meta"):
         published = Oktay(3, 3, 1, (16, 32, 64, 128, 256))
-    assert sum(p.numel() for p in published.parameters()) == 6_214_220 == parameters("oktay")
+    assert sum(parameter.numel() for parameter in published.parameters()) == 6_214_220 == parameters("oktay")
 
 
 @pytest.mark.parametrize(("dims", "shape"), [(2, (2, 3, 32, 48)), (3, (2, 3, 16, 32, 16))], ids=["2-D", "3-D"])
@@ -295,7 +298,9 @@ def test_monai_equals_the_network_of_monai(case, AttentionUnet, monkeypatch):
     published = AttentionUnet(dims, 3, 2, dropout=rate, **arguments)
     options = arguments | {"spatial_dims": dims, "dropout": (rate, rate)}
     ours = attzoo.create("unet", 3, 2, backend="torch", variant="monai", **options)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in published.parameters())
+    assert sum(parameter.numel() for parameter in ours.parameters()) == sum(
+        parameter.numel() for parameter in published.parameters()
+    )
     assert_equal(published, monai_parts(published), ours, shape)
 
 

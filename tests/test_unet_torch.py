@@ -52,7 +52,7 @@ def gradients(model, x):
     model.zero_grad()
     y = model(x)
     (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def buffers(model):
@@ -82,10 +82,10 @@ def test_copies_and_loaded_state_give_the_same_outputs(name):
     new_model = create(name, "torch").eval()
     assert not torch.equal(new_model(x), expected)
     new_model.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True), strict=True)
-    for twin in (new_model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin.spec == model.spec
-        assert not twin.training
-        assert torch.equal(twin(x), expected)
+    for copied in (new_model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.spec == model.spec
+        assert not copied.training
+        assert torch.equal(copied(x), expected)
 
 
 def test_seed_determines_the_initialization():
@@ -118,9 +118,9 @@ def test_modules_have_no_hooks_and_run_those_of_users():
 @every_net
 def test_every_parameter_has_a_gradient(name):
     model, x = net(name).train(), input_of(name)
-    before = x.clone()
+    original = x.clone()
     results = gradients(model, x)
-    assert torch.equal(x, before)
+    assert torch.equal(x, original)
     assert all(torch.isfinite(g).all() for g in results.values())
     # biases before norms, weights before inactive relus
     zero_gradients = [key for key, g in results.items() if not g.any()]
@@ -140,16 +140,18 @@ def test_checkpointing_gives_the_same_gradients_with_less_memory(name, dropout):
     results, saved = [], []
     for model in (plain, checkpointed):
         torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
             results.append(gradients(model.train(), x))
         saved.append(None)
     assert results[0].keys() == results[1].keys()
-    for expected, got in (results, (buffers(plain), buffers(checkpointed))):
+    for expected, actual in (results, (buffers(plain), buffers(checkpointed))):
         for key, tensor in expected.items():
-            assert_close(got[key], tensor, rtol=1e-10, atol=1e-10)
+            assert_close(actual[key], tensor, rtol=1e-10, atol=1e-10)
     assert all(buffers(checkpointed)[key] == 1 for key in buffers(checkpointed) if key.endswith("num_batches_tracked"))
-    first = saved.index(None)
-    assert sum(saved[first + 1 : -1]) < 0.6 * sum(saved[:first])   # saved for the backward pass
+    first_none = saved.index(None)
+    assert sum(saved[first_none + 1 : -1]) < 0.6 * sum(saved[:first_none])   # saved for the backward pass
     checkpointed.set_grad_checkpointing(False)
     assert_close(checkpointed.eval()(x), plain.eval()(x), rtol=1e-10, atol=1e-10)
 
@@ -198,10 +200,10 @@ def test_nearest_upsampling_merged_with_its_convolution(dims, kernel, monkeypatc
     model = net("plain", "float64", **settings).train()
     x = noise(2, 3, *(7, 6, 5)[:dims], dtype=torch.float64)
     results = []
-    for few in (10**9, 0):
-        monkeypatch.setattr(unet_torch.ops, "FEW", few)
-        twin = copy.deepcopy(model)
-        results.append(gradients(twin, x) | buffers(twin) | {"output": twin.eval()(x).detach()})
+    for min_elements in (10**9, 0):
+        monkeypatch.setattr(unet_torch.ops, "FEW", min_elements)
+        copied = copy.deepcopy(model)
+        results.append(gradients(copied, x) | buffers(copied) | {"output": copied.eval()(x).detach()})
     for key, expected in results[0].items():
         assert_close(results[1][key], expected, rtol=0, atol=1e-10)
 
@@ -212,18 +214,18 @@ def test_nearest_upsampling_merged_with_its_convolution(dims, kernel, monkeypatc
 @every_net
 def test_fold_norms_gives_the_same_outputs(name):
     model = net(name, "float64")
-    x, before = input_of(name).double(), copy.deepcopy(model.state_dict())
+    x, state_before = input_of(name).double(), copy.deepcopy(model.state_dict())
     expected = model(x)
     folded = model.fold_norms()
     assert not folded.training
-    assert not any(p.requires_grad for p in folded.parameters())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
     norms = nn.modules.batchnorm._BatchNorm
     assert not any(isinstance(module, norms) for module in folded.modules())
     assert_close(folded(x), expected, rtol=0, atol=1e-11)
     for size in (1, 8, 20):   # 20 x 20 pixels have the implementation for large inputs
         resized = noise(1, 3, *(size,) * (x.ndim - 2), dtype=torch.float64)
         assert_close(folded(resized), model(resized), rtol=0, atol=1e-11)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, state_before[key]) for key, tensor in model.state_dict().items())
     assert torch.equal(model(x), expected)
 
 
@@ -282,7 +284,7 @@ def remove_running_statistics(model):
 
 
 NOT_FOLDED = {   # changes of layers that `fold_norms` must keep
-    "a norm of a subclass": lambda m: setattr(m.encoder[0], "norm1", NormAct(4)),
+    "a norm of a subclass": lambda model: setattr(model.encoder[0], "norm1", NormAct(4)),
     "a convolution of a subclass": lambda m: setattr(m.encoder[0], "conv2", Standardized(4, 4, 3, padding=1)),
     "a forward of an instance": lambda m: setattr(m.encoder[0].norm1, "forward", torch.tanh),
     "a norm without running statistics": remove_running_statistics,
@@ -438,12 +440,12 @@ def test_exported_program_refuses_sizes_with_a_level_of_one_pixel():
 def test_macs_equal_those_that_torch_counts(name):
     """Without merged upsampling. A multiply-add is two operations."""
     model, x = net(name), input_of(name)
-    few, unet_torch.ops.FEW = unet_torch.ops.FEW, 10**9
+    min_elements, unet_torch.ops.FEW = unet_torch.ops.FEW, 10**9
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x)
     finally:
-        unet_torch.ops.FEW = few
+        unet_torch.ops.FEW = min_elements
     assert model.spec.macs(x.shape) == counter.get_total_flops() // 2
 
 
@@ -473,5 +475,5 @@ def test_attention_maps_do_not_change_the_network():
 
 def test_old_name_of_fold_norms_warns():
     net = attzoo.create("unet", 1, 2, (2, 4), backend="torch").eval()
-    with pytest.warns(DeprecationWarning, match=r"UNet\.fuse is now UNet\.fold_norms"):
+    with pytest.warns(DeprecationWarning, match=r"UNet\.fuse is deprecated .*: use UNet\.fold_norms"):
         assert torch.equal(net.fuse()(x := torch.randn(1, 1, 8, 8)), net.fold_norms()(x))

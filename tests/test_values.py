@@ -72,8 +72,8 @@ def test_float16_pools_do_not_overflow(name, backend):
     """The sum of 256 x 256 pixels of 100 is a hundred times the maximum of float16."""
     case = case_of_shape(name, 1, 8, 256, 256, dtype="float16")
     xs = [np.full(shape, 100.0) for shape in case.shapes]
-    got = adapter(backend).forward(case.block(backend), xs, training=False)
-    np.testing.assert_allclose(got, case.spec(*xs, weights=case.weights()), rtol=1e-2, atol=0.1)
+    actual = adapter(backend).forward(case.block(backend), xs, training=False)
+    np.testing.assert_allclose(actual, case.spec(*xs, weights=case.weights()), rtol=1e-2, atol=0.1)
 
 
 @every_backend
@@ -83,10 +83,10 @@ def test_float16_inputs_near_the_maximum_give_finite_outputs(name, backend):
     """Where a coefficient is at most 1, the output is not larger than the input."""
     case = case_of_shape(name, 1, 4, 8, 8, dtype="float16")
     xs = [np.full(case.shapes[0], 6e4), *map(np.ones, case.shapes[1:])]
-    got = adapter(backend).forward(case.block(backend), xs, training=False)
+    actual = adapter(backend).forward(case.block(backend), xs, training=False)
     is_reduced = case.spec(*xs, weights=case.weights()) <= xs[0]
     assert is_reduced.any()
-    assert np.isfinite(got[is_reduced]).all()
+    assert np.isfinite(actual[is_reduced]).all()
 
 
 @every_backend
@@ -122,9 +122,9 @@ def test_outputs_for_very_large_and_very_small_inputs(name, backend, scale):
 def test_constant_input_gives_finite_gradients(name, backend, value):
     case = case_of_shape(name, 2, 8, 4, 4, dtype="float64")
     x = [np.full(shape, value) for shape in case.shapes]
-    got = adapter(backend).run(case.block(backend), x, np.ones(case.shapes[0]), training=False)
-    np.testing.assert_allclose(got.output, case.spec(*x, weights=case.weights()), rtol=1e-6, atol=1e-12)
-    assert all(np.isfinite(g).all() for g in (*got.input_gradients, *got.weight_gradients.values()))
+    actual = adapter(backend).run(case.block(backend), x, np.ones(case.shapes[0]), training=False)
+    np.testing.assert_allclose(actual.output, case.spec(*x, weights=case.weights()), rtol=1e-6, atol=1e-12)
+    assert all(np.isfinite(g).all() for g in (*actual.input_gradients, *actual.weight_gradients.values()))
 
 
 @every_backend
@@ -132,8 +132,8 @@ def test_constant_input_gives_finite_gradients(name, backend, value):
 def test_ties_over_space_share_the_gradient(backend):
     """Each of nine equal pixels has a ninth of the maximum's gradient, so all gradients of a channel are equal."""
     case = case_of_shape("channel_attention", 1, 4, 3, 3, dtype="float64")
-    got = adapter(backend).run(case.block(backend), [np.zeros((1, 4, 3, 3))], np.ones((1, 4, 3, 3)), training=False)
-    gradient = got.input_gradients[0]
+    actual = adapter(backend).run(case.block(backend), [np.zeros((1, 4, 3, 3))], np.ones((1, 4, 3, 3)), training=False)
+    gradient = actual.input_gradients[0]
     np.testing.assert_allclose(gradient, gradient[:, :, :1, :1] + np.zeros((3, 3)), rtol=1e-6)
 
 
@@ -143,10 +143,10 @@ def test_ties_over_channels_share_the_gradient(backend):
     """Two of four channels share the maximum and have equal gradients, different from those of the other two."""
     case = case_of_shape("spatial_attention", 1, 4, 3, 3, dtype="float64", kernel_size=3)
     x = np.array([2.0, 2.0, 1.0, 1.0]).reshape(1, 4, 1, 1) + np.zeros((3, 3))
-    got = adapter(backend).run(case.block(backend), [x], np.ones(x.shape), training=False).input_gradients[0]
-    np.testing.assert_allclose(got[:, 0], got[:, 1], rtol=1e-6)
-    np.testing.assert_allclose(got[:, 2], got[:, 3], rtol=1e-6)
-    assert np.abs(got[:, 0] - got[:, 2]).min() > 1e-3
+    actual = adapter(backend).run(case.block(backend), [x], np.ones(x.shape), training=False).input_gradients[0]
+    np.testing.assert_allclose(actual[:, 0], actual[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(actual[:, 2], actual[:, 3], rtol=1e-6)
+    assert np.abs(actual[:, 0] - actual[:, 2]).min() > 1e-3
 
 
 NORMS = [
@@ -188,14 +188,14 @@ def test_gating_signals_of_other_sizes(backend, size, interpolation):
 
 @every_backend
 @pytest.mark.case25
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 1)])
-def test_gating_signal_of_another_batch_size_raises(backend, n, m):
+@pytest.mark.parametrize(("batch", "gating_batch"), [(1, 2), (2, 1)])
+def test_gating_signal_of_another_batch_size_raises(backend, batch, gating_batch):
     case = Case("attention_gate", 4, GATE, ((2, 4, 6, 7), (2, 3, 6, 7)))
-    with pytest.raises(ValueError, match=f"one batch size, got {n} and {m}"):
-        adapter(backend).attention(case.block(backend), [np.zeros((n, 4, 6, 7)), np.zeros((m, 3, 6, 7))])
+    with pytest.raises(ValueError, match=f"one batch size, got {batch} and {gating_batch}"):
+        adapter(backend).attention(case.block(backend), [np.zeros((batch, 4, 6, 7)), np.zeros((gating_batch, 3, 6, 7))])
 
 
-def bad(number, name, *args, message, error=(TypeError, ValueError), **options):
+def invalid_case(number, name, *args, message, error=(TypeError, ValueError), **options):
     """Return arguments that raise an error, with the mark of the case number unless it is 0."""
     marks = [getattr(pytest.mark, f"case{number}")] if number else []
     return pytest.param(name, args, options, error, message, marks=marks)
@@ -208,19 +208,19 @@ KERNELS = [
     for k in (0, 2, -1, 3.0)
 ]
 BAD_ARGUMENTS = [
-    bad(5, "se", 0, error=ValueError, message="channels must be >= 1, got 0"),
-    bad(6, "eca", -3, error=ValueError, message="channels must be >= 1, got -3"),
-    bad(7, "cbam", 8.0, error=TypeError, message=r"channels must be an integer, got 8\.0"),
-    bad(8, "attention_gate", True, 3, error=TypeError, message="channels must be an integer, got True"),
-    *(bad(9, "se", 8, reduction=r, message="reduction must be") for r in (0, -1, 1.5)),
-    *(bad(10, name, 8, kernel_size=k, message="kernel_size must be") for name, k in KERNELS),
-    bad(0, "eca", 8, gamma=0, message="gamma must not be 0"),
-    bad(0, "eca", 1, kernel_size=5, padding="circular", message=r"kernel_size must be <= 2 \* channels"),
-    bad(0, "se", 8, gate="tanh", message="gate must be one of 'sigmoid', 'hard_sigmoid', got 'tanh'"),
-    bad(0, "se", 8, bias=1, message="bias must be True or False, got 1"),
-    bad(0, "spatial_attention", 8, spatial_dims=4, message="spatial_dims must be one of 1, 2, 3, got 4"),
-    bad(0, "attention_gate", 8, 4, stride=(2, 2, 2), message="stride must be one integer or 2"),
-    bad(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True,
+    invalid_case(5, "se", 0, error=ValueError, message="channels must be >= 1, got 0"),
+    invalid_case(6, "eca", -3, error=ValueError, message="channels must be >= 1, got -3"),
+    invalid_case(7, "cbam", 8.0, error=TypeError, message=r"channels must be an integer, got 8\.0"),
+    invalid_case(8, "attention_gate", True, 3, error=TypeError, message="channels must be an integer, got True"),
+    *(invalid_case(9, "se", 8, reduction=r, message="reduction must be") for r in (0, -1, 1.5)),
+    *(invalid_case(10, name, 8, kernel_size=k, message="kernel_size must be") for name, k in KERNELS),
+    invalid_case(0, "eca", 8, gamma=0, message="gamma must not be 0"),
+    invalid_case(0, "eca", 1, kernel_size=5, padding="circular", message=r"kernel_size must be <= 2 \* channels"),
+    invalid_case(0, "se", 8, gate="tanh", message="gate must be one of 'sigmoid', 'hard_sigmoid', got 'tanh'"),
+    invalid_case(0, "se", 8, bias=1, message="bias must be True or False, got 1"),
+    invalid_case(0, "spatial_attention", 8, spatial_dims=4, message="spatial_dims must be one of 1, 2, 3, got 4"),
+    invalid_case(0, "attention_gate", 8, 4, stride=(2, 2, 2), message="stride must be one integer or 2"),
+    invalid_case(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True,
         message="align_corners must be False unless interpolation='linear', got True and interpolation='nearest'"),
 ]
 
@@ -345,11 +345,11 @@ def test_input_with_negative_strides_is_not_modified(backend, name):
     case = case_of_shape(name, 2, 8, 4, 5)
     block, flipped = case.block(backend), [x[..., ::-1] for x in case.inputs()]
     copies = [x.copy() for x in flipped]
-    got = adapter(backend).forward(block, flipped, training=False)
-    for x, before in zip(flipped, copies, strict=True):
-        np.testing.assert_array_equal(x, before)
+    actual = adapter(backend).forward(block, flipped, training=False)
+    for x, original in zip(flipped, copies, strict=True):
+        np.testing.assert_array_equal(x, original)
     expected = adapter(backend).forward(block, copies, training=False)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 NO_BATCH = r"got .*, which looks like one sample without the batch axis: add it, as x\[None\]"

@@ -27,8 +27,10 @@ def test_every_block_has_a_test_file_with_its_variants(block):
     assert tests, f"expected tests of numbers worked out by hand in {path}, got none"
     arrays = getattr(FILES[block], "ARRAYS", {})
     assert "" in arrays, f'expected ARRAYS = {{"": (arguments, names and shapes of arrays)}} in {path}, got {arrays}'
-    known, got = set(registry.variants(block)), {variant for name, variant in PUBLISHED if name == block}
-    assert got == known, f"{path}: PUBLISHED lacks {sorted(known - got)}, and states unknown {sorted(got - known)}"
+    registered, actual = set(registry.variants(block)), {variant for name, variant in PUBLISHED if name == block}
+    assert actual == registered, (
+        f"{path}: PUBLISHED lacks {sorted(registered - actual)}, and states unknown {sorted(actual - registered)}"
+    )
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -122,10 +124,10 @@ def assert_computes(block, variant, function, shapes, training):
     arrays |= {name: rng.uniform(0.5, 1.5, array.shape) for name, array in arrays.items() if name.endswith(".var")}
     attzoo.load_weights(ours, arrays)
     inputs = [torch.from_numpy(rng.normal(size=shape)).requires_grad_() for shape in shapes]
-    got = ours(*inputs)
+    actual = ours(*inputs)
     expected = function(*inputs, {name: torch.from_numpy(array) for name, array in arrays.items()}, training)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-    cotangent = torch.from_numpy(rng.normal(size=got.shape))
-    gradients, expected_gradients = (torch.autograd.grad(y, inputs, cotangent) for y in (got, expected))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    cotangent = torch.from_numpy(rng.normal(size=actual.shape))
+    gradients, expected_gradients = (torch.autograd.grad(y, inputs, cotangent) for y in (actual, expected))
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-11)

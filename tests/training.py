@@ -49,7 +49,12 @@ def results(out):
     networks.pop(state.NAME)
     with (out / "history.csv").open() as file:
         rows = without_seconds(csv.DictReader(file))
-    return without_seconds(saved.history), {name: a.tobytes() for name, a in saved.arrays.items()}, networks, rows
+    return (
+        without_seconds(saved.history),
+        {name: array.tobytes() for name, array in saved.arrays.items()},
+        networks,
+        rows,
+    )
 
 
 def stop_at_step(monkeypatch, result, step=3):

@@ -30,7 +30,7 @@ class Run:
 
 
 class Adapter(Protocol):
-    """Interface of an adapter module."""
+    """Interface of the modules `torch` and `keras` of this package, one for each framework."""
 
     def make(self, cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
         """Return a built block of class `cls` whose weights have `dtype`."""
@@ -39,19 +39,19 @@ class Adapter(Protocol):
         """Return the name of the widest dtype of a block's weights, such as "float32" or "bfloat16"."""
 
     def dtypes(self, block: Any) -> dict[str, str]:
-        """Return the name of the dtype of each array of a block by canonical name. Raise the errors of `read`."""
+        """Return the name of the dtype of each array of a block, by canonical name. Raise the errors of `read`."""
 
     def storage(self, dtype: str) -> str:
-        """Return the name of the dtype in which the backend stores arrays of `dtype`."""
+        """Return the name of the dtype in which the backend stores arrays of `dtype`: on JAX float64 may be float32."""
 
     def precision(self, dtype: str) -> str:
-        """Return the name of the dtype in which the backend computes with arrays of `dtype`."""
+        """Return the name of the dtype in which the backend computes with arrays of `dtype`, which may be narrower."""
 
     def read(self, block: Any) -> dict[str, Array]:
         """Return copies of a block's arrays by canonical name; bfloat16 as float32, which is exact.
 
         For an array that a layer computes (weight norm, LoRA), return its current value. Raise ValueError if a layer
-        does not have the array, or has it in another kind of dtype than floating point.
+        does not have the array, or has it in a dtype that is not floating point.
         """
 
     def write(self, block: Any, arrays: Mapping[str, Array]) -> None:
@@ -64,13 +64,13 @@ class Adapter(Protocol):
         """Raise ValueError unless a block has the layers that its class `cls` creates, with the same settings."""
 
     def attention(self, block: Any, inputs: Sequence[Array]) -> Coefficients:
-        """Return the coefficients for these inputs, channels first, with training=False."""
+        """Return the coefficients for these inputs, in inference mode. Inputs and coefficients are channels first."""
 
     def forward(self, block: Any, inputs: Sequence[Array], training: bool) -> Array:
-        """Return the output (N, C, *S) for these inputs, channels first."""
+        """Return the output (N, C, *S) for these inputs, which are channels first."""
 
     def run(self, block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
-        """Run a forward and a backward pass, and return output and gradients.
+        """Run a forward and a backward pass, and return the output and the gradients of sum(output * cotangent).
 
         With training=True, running statistics of the block are updated in place.
         """
@@ -96,20 +96,20 @@ class Adapter(Protocol):
         """
 
     def gamma(self, holder: Any) -> tuple[Array, str]:
-        """Return the weight `gamma` of the layer around an attached block, and the name of its dtype."""
+        """Return the weight `gamma` of `holder`, the layer around an attached block, and the name of its dtype."""
 
     def set_gamma(self, holder: Any, array: Array) -> None:
-        """Write the weight `gamma` of the layer around an attached block. Raise ValueError as `write`."""
+        """Write the weight `gamma` of `holder`, the layer around an attached block. Raise ValueError as `write`."""
 
     def coefficients(self, tensor: Any, block: Any) -> Array | None:
-        """Return a tensor of a block's coefficients as a float32 or float64 array, or None for a traced tensor."""
+        """Return coefficients of a block as a float32 or float64 array, channels first; None for a traced tensor."""
 
     def eager(self) -> AbstractContextManager[Any]:
         """Run compiled functions eagerly during the `with` block, where the framework supports this."""
 
 
 def missing_array(name: str, block: Any, got: Any, remedy: str = "undo the change of this layer") -> ValueError:
-    """Return the error for an array that a block does not have as its class creates it.
+    """Return the error for an array that is missing from a block, or has another shape or dtype than its class creates.
 
     Args:
         name: canonical name of the array.
@@ -123,8 +123,16 @@ def missing_array(name: str, block: Any, got: Any, remedy: str = "undo the chang
 
 
 def computed_array(name: str, block: Any, source: str, remedy: str) -> ValueError:
-    """Return the error for writing an array that `source`, such as a parametrization, computes."""
-    expected = f"{name} of {type(block).__name__} to be stored, because it is written"
+    """Return the error for writing an array that is not stored, but computed at every call.
+
+    Args:
+        name: canonical name of the array.
+        block: the block.
+        source: what computes the array, such as a parametrization.
+        remedy: what the user can do.
+
+    """
+    expected = f"{name} of {type(block).__name__} to be stored, so that it can be written"
     return ValueError(f"expected {expected}, got an array that {source} computes: {remedy}")
 
 
@@ -138,9 +146,10 @@ def changed_layer(path: str, block: Any, created: str, got: str) -> ValueError:
         got: description of the layer that the block has.
 
     """
+    subject = f"{path} of {type(block).__name__}" if path else "the block"
     return ValueError(
-        f"expected {path or 'the block'} of {type(block).__name__} to be {created[:200]}, as its class creates it, got "
-        f"{got[:200]}: files cannot store this change, so undo the change"
+        f"expected {subject} to be {created[:200]}, as its class creates it, got {got[:200]}: files cannot store this "
+        "change, so undo the change"
     )
 
 
@@ -169,7 +178,7 @@ def replaced_methods(layer: Any, base: type[Any], call: str) -> list[str]:
 
 
 def is_kind(cls: type[Any], kind: type[Any]) -> bool:
-    """Whether a class is `kind`, or a subclass that overrides no method that affects what `kind` computes."""
+    """Whether a class is `kind`, or a subclass that overrides no method on which the output of `kind` depends."""
     if kind not in cls.__mro__:
         return False
     ignored_methods = ("extra_repr", "reset_parameters", "build", "get_config", "from_config")
@@ -193,7 +202,10 @@ def backend_of(block: Any) -> str:
 
 
 def _hint_of_blocks(model: Any, backend: str | None) -> str:
-    """Return the end of an error about a model that is not a block: the paths of its blocks; "" if unknown."""
+    """Return the paths of the blocks in a model, as the end of an error that the model is not a block.
+
+    backend: framework of the model; None for other objects, for which the text is "".
+    """
     if backend is None:
         return ""
     paths = list(adapter(backend).blocks(model))

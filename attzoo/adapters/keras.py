@@ -46,7 +46,10 @@ def dtypes(block: Any) -> dict[str, str]:
 
 
 def _stored_dtype(value: Any, name: str) -> str:
-    """Return the dtype of the values of a variable. Raise ValueError if the variable declares another dtype."""
+    """Return the dtype of a variable's values. Raise ValueError if the variable declares another dtype.
+
+    name: canonical name of the variable, for the error.
+    """
     declared = str(keras.backend.standardize_dtype(value.dtype))
     stored = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
     if (got := str(keras.backend.standardize_dtype(stored))) != declared:
@@ -77,7 +80,7 @@ def read(block: Any) -> dict[str, Array]:
 
 
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
-    """Write checked arrays to a block."""
+    """Write checked arrays, by canonical name, to a block."""
     _built(block)
     for name in arrays:
         if not isinstance(_value(block, name), keras.Variable):
@@ -103,13 +106,16 @@ def check_layers(block: Any, cls: type[Any]) -> None:
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
         elif getattr(layer, "made", None) is not None:
-            if change := changed_settings(layer):
-                raise changed_layer(path_of(layer), block, *change)
+            if changed_setting := changed_settings(layer):
+                raise changed_layer(path_of(layer), block, *changed_setting)
             _check_methods(path_of(layer), block, layer)
 
 
 def _check_parts(path: str, block: Any, got: Any, created: Any) -> None:
-    """Raise ValueError unless a layer and its sublayers equal those of a new layer `created`."""
+    """Raise ValueError unless a layer `got` and its sublayers have the classes and settings of a new layer `created`.
+
+    path: path of the layer in the block; "" is the block itself.
+    """
     if not is_kind(type(got), type(created)) or (path and described(got) != described(created)):
         raise changed_layer(path, block, described(created), described(got))
     _check_methods(path, block, got)
@@ -123,14 +129,17 @@ def _check_parts(path: str, block: Any, got: Any, created: Any) -> None:
 
 
 def _check_methods(path: str, block: Any, layer: Any) -> None:
-    """Raise ValueError if a method that affects what a layer computes is replaced on the instance."""
+    """Raise ValueError if a method that affects what a layer computes is replaced on the instance.
+
+    path: path of the layer in the block.
+    """
     base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
     if replaced := replaced_methods(layer, base, "call"):
         raise changed_layer(path, block, described(layer), f"one whose {replaced[0]} was replaced")
 
 
 def _reference(block: Any, cls: type[Any]) -> Any:
-    """Return a new block with the same arguments, built if the block is."""
+    """Return a new block of class `cls` with the arguments of `block`, built if `block` is built."""
     state = random.getstate()   # initializers draw their seeds from it
     try:
         reference = cls(**block.spec.config(), data_format=block.data_format, dtype=block.dtype_policy)
@@ -151,7 +160,7 @@ def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
-    """Return output and gradients of a forward and a backward pass."""
+    """Return the output of a forward pass, and the gradients of sum(output * cotangent)."""
     _built(block)
     tensors = [to_tensor(x, block) for x in inputs]
     y, input_gradients, weight_gradients = _gradients(block, tensors, to_tensor(cotangent, block), training)
@@ -165,7 +174,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-    """Train a block in place with SGD on sum(output * cotangent)."""
+    """Train a block in place by `steps` steps of SGD with learning rate `rate` on sum(output * cotangent)."""
     _built(block)
     optimizer = keras.optimizers.SGD(rate)
     for _ in range(steps):
@@ -190,17 +199,17 @@ def parts(model: Any) -> dict[str, Any]:
 
 
 def gamma(holder: Any) -> tuple[Array, str]:
-    """Return the weight `gamma` of an AttachedBlock, and its dtype."""
+    """Return the weight `gamma` of `holder`, an AttachedBlock, and the name of its dtype."""
     return _numpy(holder.gamma), _stored_dtype(holder.gamma, "gamma")
 
 
 def set_gamma(holder: Any, array: Array) -> None:
-    """Write the weight `gamma` of an AttachedBlock."""
+    """Write an array of shape (1,) to the weight `gamma` of `holder`, an AttachedBlock."""
     holder.gamma.assign(array)
 
 
 def _layers_by_path(model: Any, is_selected: Callable[[Any], bool], outermost: bool = False) -> dict[str, Any]:
-    """Return the selected layers of a model, each once, by path; with `outermost`, no layer inside a selected layer."""
+    """Return the selected layers of a model by path, each once; with `outermost`, no layer inside a selected layer."""
     layers: dict[str, Any] = {}
     visited: set[int] = set()
 
@@ -221,13 +230,13 @@ def _layers_by_path(model: Any, is_selected: Callable[[Any], bool], outermost: b
 
 
 def _unused_path(path: str, used: Mapping[str, Any]) -> str:
-    """Return a path that is not used, by appending a number as Keras does for names of layers."""
+    """Return `path`, with a number appended as Keras does for names of layers if `used` has it already."""
     numbered = (f"{path}_{i}" if i else path for i in count())
     return next(name for name in numbered if name not in used)
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    """Return coefficients as a float32 or float64 array, or None for a traced tensor."""
+    """Return coefficients as a float32 or float64 array, channels first; None for a traced tensor."""
     if _is_traced(tensor):
         return None
     array = to_array(tensor, block)
@@ -274,11 +283,14 @@ def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) ->
 
 
 def _jax_gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool, weights: list[Any]) -> Any:
-    """Return the result of `_gradients` on JAX."""
+    """Return the result of `_gradients` on JAX: output, input gradients and weight gradients.
+
+    weights: values of the block's trainable weights. The values of other variables are updated.
+    """
     import jax
 
     def forward_and_backward(weights: Any, inputs: Any, state: Any, cotangent: Any) -> Any:
-        """Return output, gradients and new state, for compilation."""
+        """Return the output, the gradients for weights and inputs, and the new `state`. Compiled by jax.jit."""
 
         def call(weights: Any, inputs: Any) -> Any:
             """Return output and new state as a function of what is differentiated."""
@@ -322,9 +334,9 @@ def _built(block: Any) -> Any:
 
 def shapes(block: Any) -> list[tuple[int | None, ...]]:
     """Return the shape of one sample of each input in the block's data format, with None for spatial sizes."""
-    space = (None,) * getattr(block.spec, "spatial_dims", 2)
+    unknown_sizes = (None,) * getattr(block.spec, "spatial_dims", 2)
     is_channels_first = block.data_format == "channels_first"
-    return [(c, *space) if is_channels_first else (*space, c) for c in block.spec.inputs]
+    return [(c, *unknown_sizes) if is_channels_first else (*unknown_sizes, c) for c in block.spec.inputs]
 
 
 def _numpy(tensor: Any) -> Array:
@@ -340,14 +352,14 @@ def _value(block: Any, name: str) -> Any:
     Raises ValueError if there is none, if it is quantized, or if it has another shape.
     """
     try:
-        layer, leaf = locate(block, name)
-        value = getattr(layer, leaf)
+        layer, attribute = locate(block, name)
+        value = getattr(layer, attribute)
     except (AttributeError, ValueError) as err:
         raise missing_array(name, block, err) from err
     if mode := getattr(layer, "quantization_mode", None):
         raise missing_array(name, block, f"values quantized by Keras ({mode})", "read the weights before quantize()")
     shape = block.spec.weights[name].shape
-    if leaf == "kernel":
+    if attribute == "kernel":
         shape = (*shape[2:], shape[1], shape[0])
     if value is None or not same_shape(value.shape, shape):
         raise missing_array(name, block, None if value is None else f"shape {tuple(value.shape)}, not {shape}")

@@ -42,7 +42,8 @@ REMOVE: Final = {   # hook that computes a tensor before every call -> function 
 }
 
 
-CREATION_DTYPES: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()   # of blocks without arrays
+# Dtypes passed to `make`, for blocks without arrays
+CREATION_DTYPES: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -50,7 +51,7 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
     block = cls(**config).to(getattr(torch, dtype))
     if not block.spec.weights:
         CREATION_DTYPES[block] = getattr(torch, dtype)
-    if any(p.is_meta for p in block.parameters()):
+    if any(parameter.is_meta for parameter in block.parameters()):
         raise ValueError(
             f"expected a device with storage for {cls.__name__}, got the meta device: leave"
             " `with torch.device('meta')`, or call torch.set_default_device('cpu')"
@@ -88,7 +89,7 @@ def read(block: Any) -> dict[str, Array]:
 
 @torch.no_grad()
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
-    """Write checked arrays to a block."""
+    """Write checked arrays, by canonical name, to a block."""
     for name in arrays:
         _check_stored(block, name, _tensor(block, name))
     for name, array in arrays.items():
@@ -131,7 +132,7 @@ def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
-    """Return output and gradients of a forward and a backward pass."""
+    """Return the output of a forward pass, and the gradients of sum(output * cotangent)."""
     tensors = [to_tensor(x, block).requires_grad_() for x in inputs]
     names = [name for name, w in block.spec.weights.items() if w.trainable]
     y = block.train(training)(*tensors)
@@ -143,7 +144,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-    """Train a block in place with SGD on sum(output * cotangent)."""
+    """Train a block in place by `steps` steps of SGD with learning rate `rate` on sum(output * cotangent)."""
     parameters = list(block.parameters())
     optimizer = torch.optim.SGD(parameters or [torch.zeros(1)], lr=rate)   # SGD refuses an empty list
     block.train()
@@ -169,7 +170,7 @@ def blocks(model: Any) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if can_attend(module)}
 
 
-WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)   # of a model, their `module`
+WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)   # hold a model as `module`
 
 
 def parts(model: Any) -> dict[str, Any]:
@@ -185,25 +186,30 @@ def parts(model: Any) -> dict[str, Any]:
 
 
 def _without_wrappers(path: str, wrapped: set[str]) -> str:
-    """Return a path without the names of modules inside wrappers: those whose path is in `wrapped`, and _orig_mod."""
+    """Return a path without the names that wrappers add to it: "_orig_mod" of torch.compile, and "module".
+
+    wrapped: paths of the modules inside wrappers such as DataParallel, which end in "module".
+    """
     names = path.split(".")
     paths = [".".join(names[: i + 1]) for i in range(len(names))]
-    return ".".join(name for name, p in zip(names, paths, strict=True) if name != "_orig_mod" and p not in wrapped)
+    return ".".join(
+        name for name, path in zip(names, paths, strict=True) if name != "_orig_mod" and path not in wrapped
+    )
 
 
 def gamma(holder: Any) -> tuple[Array, str]:
-    """Return the weight `gamma` of an IdentityStart, and its dtype."""
+    """Return the weight `gamma` of `holder`, an IdentityStart, and the name of its dtype."""
     return to_array(holder.gamma), _numpy_name(holder.gamma.dtype)
 
 
 @torch.no_grad()
 def set_gamma(holder: Any, array: Array) -> None:
-    """Write the weight `gamma` of an IdentityStart."""
+    """Write an array of shape (1,) to the weight `gamma` of `holder`, an IdentityStart."""
     holder.gamma.copy_(torch.from_numpy(contiguous(array)))
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    """Return coefficients as a float32 or float64 array, or None for a traced tensor."""
+    """Return coefficients as a float32 or float64 array; None for a traced tensor or one without values."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():   # type: ignore[attr-defined]
         return None
     if not isinstance(tensor, Tensor) or guard.has_no_numbers(tensor):
@@ -288,8 +294,11 @@ def _tensor(block: Any, name: str) -> Tensor:
     return cast(Tensor, hook.apply_mask(layer)) if isinstance(hook, BasePruningMethod) else tensor
 
 
-def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: str) -> None:
-    """Raise ValueError unless attribute `leaf` is a tensor of the spec's shape that the layer computes with."""
+def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, attribute: str) -> None:
+    """Raise ValueError unless `tensor`, `attribute` of `layer`, has the spec's shape and is used by the layer.
+
+    name: canonical name of the tensor.
+    """
     shape = block.spec.weights[name].shape
     if not isinstance(tensor, Tensor):
         is_quantized = callable(tensor)   # layers quantized by torch have methods of these names
@@ -309,26 +318,39 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
         raise missing_array(name, block, f"shape {tuple(tensor.shape)}, not {shape}")
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
         raise missing_array(name, block, f"{tensor.dtype} in layout {tensor.layout}")
-    is_property = isinstance(getattr(type(layer), leaf, None), property)
-    if (is_property and not parametrize.is_parametrized(layer, leaf)) or hasattr(layer, "weight_fake_quant"):
+    is_property = isinstance(getattr(type(layer), attribute, None), property)
+    is_computed = is_property and not parametrize.is_parametrized(layer, attribute)
+    if is_computed or hasattr(layer, "weight_fake_quant") or _has_further_parameters(block, name, layer):
         remedy = "merge the adapter first, as merge_and_unload of peft does, or read the weights before this change"
         got = f"the array of {type(layer).__name__}, which computes with another array"
         raise missing_array(name, block, got, remedy)
 
 
-def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
-    """Raise ValueError if a tensor is not stored, so that the next call would overwrite a written value."""
-    layer, leaf = _layer(block, name)
+def _has_further_parameters(block: Any, name: str, layer: nn.Module) -> bool:
+    """Whether the layer of canonical `name` has parameters of its own that the spec lacks, such as those of LoRA.
+
+    Parameters from which a hook of torch.nn.utils computes an array of the layer do not count.
+    """
     path = name.rpartition(".")[0]
-    if parametrize.is_parametrized(layer, leaf):
-        kinds = ", ".join(type(module).__name__ for module in layer.parametrizations[leaf])   # type: ignore[index]
-        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(block.{path}, {leaf!r}) first"
+    if not path or any(isinstance(hook, tuple(REMOVE)) for hook in guard.forward_pre_hooks(layer)):
+        return False
+    own_names = (f"{path}.{own_name}" for own_name, _ in layer.named_parameters(recurse=False))
+    return any(own_name not in block.spec.weights for own_name in own_names)
+
+
+def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
+    """Raise ValueError if the tensor of canonical `name` is not stored, so that a call would discard a new value."""
+    layer, attribute = _layer(block, name)
+    path = name.rpartition(".")[0]
+    if parametrize.is_parametrized(layer, attribute):
+        kinds = ", ".join(type(module).__name__ for module in layer.parametrizations[attribute])   # type: ignore[index]
+        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(block.{path}, {attribute!r}) first"
         raise computed_array(name, block, f"a parametrization ({kinds})", remedy)
-    if (hook := _hook(layer, leaf)) is not None:
+    if (hook := _hook(layer, attribute)) is not None:
         remove = next(remove for kind, remove in REMOVE.items() if isinstance(hook, kind))
-        raise computed_array(name, block, type(hook).__name__, f"{remove}(block.{path}, {leaf!r}) first")
+        raise computed_array(name, block, type(hook).__name__, f"{remove}(block.{path}, {attribute!r}) first")
     stored = dict(layer.named_parameters("", False, False)) | dict(layer.named_buffers("", False, False))
-    if leaf not in stored:
+    if attribute not in stored:
         raise computed_array(name, block, "other code", f"make block.{name} a parameter first")
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         remedy = "create the block outside torch.inference_mode, or write inside it"
@@ -340,15 +362,15 @@ def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
 
 def _layer(block: Any, name: str) -> tuple[nn.Module, str]:
     """Return the layer with the array of canonical `name`, and the name of its attribute."""
-    path, _, leaf = name.rpartition(".")
-    return block.get_submodule(path), {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+    path, _, attribute = name.rpartition(".")
+    return block.get_submodule(path), {"mean": "running_mean", "var": "running_var"}.get(attribute, attribute)
 
 
-def _hook(layer: nn.Module, leaf: str) -> Any:
-    """Return the hook of torch.nn.utils that computes a layer's tensor before every call, or None."""
+def _hook(layer: nn.Module, attribute: str) -> Any:
+    """Return the hook of torch.nn.utils that computes the tensor `attribute` of a layer before every call, or None."""
     for hook in guard.forward_pre_hooks(layer):
         tensors = getattr(hook, "name", None), getattr(hook, "_tensor_name", None)   # attribute of norms, of pruning
-        if isinstance(hook, tuple(REMOVE)) and leaf in tensors:
+        if isinstance(hook, tuple(REMOVE)) and attribute in tensors:
             return hook
     return None
 

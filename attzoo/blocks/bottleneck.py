@@ -58,5 +58,7 @@ class Bottleneck(BlockSpec):
     @property
     def weights(self) -> dict[str, Weight]:
         """Return the shape and initialization of every array, by canonical name."""
-        c, r = self.channels, self.width
-        return fan_in_uniform("squeeze", (r, c), bias=self.bias) | fan_in_uniform("excite", (c, r), bias=self.bias)
+        c, reduced = self.channels, self.width
+        return fan_in_uniform("squeeze", (reduced, c), bias=self.bias) | fan_in_uniform(
+            "excite", (c, reduced), bias=self.bias
+        )

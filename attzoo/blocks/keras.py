@@ -22,8 +22,8 @@ from ..ops.keras import keras
 class Block(keras.layers.Layer):
     """The base class of a block: its spec, layers with the spec's initial weights, checks of inputs, and the call.
 
-    A subclass makes its layers, whose paths are the canonical names of the spec's weights, and defines `attention`.
-    A network, which has no coefficients, overrides `call`.
+    A subclass creates its layers by the methods below, under the canonical names of the spec's weights, and defines
+    `attention`. A network, which has no coefficients, overrides `call`.
     """
 
     def __init__(self, spec: AnySpec, data_format: str | None = None, **kwargs: Any) -> None:
@@ -31,9 +31,9 @@ class Block(keras.layers.Layer):
             super().__init__(**kwargs)
         except ValueError as err:
             owners: tuple[type[Any], ...] = (type(self), Block, keras.layers.Layer)
-            known = dict.fromkeys(name for owner in owners for name in arguments_of(owner)[0] if name != "spec")
-            if unknown := [name for name in kwargs if name not in known]:
-                raise unknown_argument(type(self).__name__, unknown[0], known) from err
+            option_names = dict.fromkeys(name for owner in owners for name in arguments_of(owner)[0] if name != "spec")
+            if unknown := [name for name in kwargs if name not in option_names]:
+                raise unknown_argument(type(self).__name__, unknown[0], option_names) from err
             raise
         ops.check_policy(self.dtype_policy)
         self.spec = spec
@@ -53,7 +53,7 @@ class Block(keras.layers.Layer):
     def linear(self, name: str) -> Any:
         """Return the layer for the linear map `name` of the spec: dense, or a convolution with stride = kernel size.
 
-        The convolution is for a weight with spatial axes, (O, I, *k).
+        It is a convolution if the spec's weight has spatial axes, (O, I, *k).
         """
         weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
         if weight.shape[2:]:
@@ -67,9 +67,13 @@ class Block(keras.layers.Layer):
             dtype=self.dtype_policy,
         )
 
-    def conv_same(self, name: str, padding_mode: str = "zeros") -> ops.Conv:
-        """Return the convolution with kernel `name` of the spec, padded to keep the size."""
-        return ops.Conv(self.spec.weights[f"{name}.weight"], None, padding_mode, name=name, dtype=self.dtype_policy)
+    def conv_same(self, name: str, padding_mode: str = "zeros", dilation: int = 1) -> ops.Conv:
+        """Return the convolution with the kernel and bias `name` of the spec, padded to keep the size.
+
+        The number of groups follows from the kernel, (O, I / groups, *k). See `ops.Conv` for `dilation`.
+        """
+        weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
+        return ops.Conv(weight, bias, padding_mode, dilation, name=name, dtype=self.dtype_policy)
 
     def batch_norm(self, name: str) -> Any:
         """Return the layer for batch norm `name` of the spec, or the identity if the spec has none."""
@@ -81,6 +85,10 @@ class Block(keras.layers.Layer):
     def layer_norm(self, name: str, epsilon: float = ops.EPSILON) -> ops.LayerNorm:
         """Return the layer for layer norm `name` of the spec."""
         return ops.LayerNorm(epsilon, name=name, dtype=self.dtype_policy)
+
+    def group_norm(self, name: str, groups: int) -> ops.GroupNorm:
+        """Return the layer for group norm `name` of the spec."""
+        return ops.GroupNorm(groups, name=name, dtype=self.dtype_policy)
 
     def check_inputs(self, *inputs: Any) -> None:
         """Build the layer if it is not built. Raise an error unless the inputs are valid.
@@ -116,7 +124,7 @@ class Block(keras.layers.Layer):
         inputs = [x for x in arguments if hasattr(x, "shape")]   # KerasTensors and tensors
         self.check_inputs(*inputs)
         if kwargs.get("attention_only"):
-            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # by a trace
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # traces the call
         return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
 
     def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
@@ -124,17 +132,17 @@ class Block(keras.layers.Layer):
 
         Raises NotImplementedError for a block without dense layers.
         """
-        leaves = [part for part in self._flatten_layers(include_self=False) if type(part) is keras.layers.Dense]
-        if not leaves:
+        inner_layers = [part for part in self._flatten_layers(include_self=False) if type(part) is keras.layers.Dense]
+        if not inner_layers:
             got = f"got {type(self).__name__}, which has none"
             raise NotImplementedError(f"expected a block with dense layers, which Keras can quantize, {got}")
-        for leaf in leaves:
-            leaf.quantize(mode, type_check=type_check, config=config)
+        for layer in inner_layers:
+            layer.quantize(mode, type_check=type_check, config=config)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, and the settings of sublayers that differ from those of the block."""
-        own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
-        return own | keras_layers.inner_settings(self)
+        config = super().get_config() | self.spec.config() | {"data_format": self.data_format}
+        return config | keras_layers.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
@@ -148,12 +156,13 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
     """Return a block's method `attention`, wrapped so that it accepts KerasTensors and variables too.
 
     For a KerasTensor the block is called as a layer, with `attention_only`: a model that contained the operations or
-    inner layers of the block instead could not be reloaded. A tf.Variable, which has no `ndim`, is read.
+    inner layers of the block instead could not be reloaded. The value of a tf.Variable, which has no `ndim`, is used.
     Floating-point inputs are cast to the block's compute dtype, as in a call of the block.
     """
 
     @wraps(attention)
     def call(block: Any, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the coefficients for these inputs."""
         if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
             return block(*inputs, **kwargs, attention_only=True)
         tensors = [x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x for x in inputs]
@@ -163,7 +172,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
 
 def _as_called(block: Any, x: Any) -> Any:
-    """Return a floating-point input in the block's compute dtype, as a call of the layer does, and others unchanged."""
+    """Return x cast to the block's compute dtype if x is floating point, as in a call of the layer; else x itself."""
     if not block.autocast or not hasattr(x, "dtype"):
         return x
     kind = keras.backend.standardize_dtype(x.dtype)
@@ -195,7 +204,7 @@ class AttachedBlock(keras.layers.Layer):
     def __init__(self, block: Any, start: str = "default", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.block = block
-        self.supports_masking = block.supports_masking = True   # a mask passes; the means of a block do not use it
+        self.supports_masking = block.supports_masking = True   # masks are passed on; a block's averages ignore them
         self.start = choice("start", start, STARTS)
 
     def build(self, shape: Any) -> None:

@@ -16,7 +16,7 @@ def linear(**layers: str) -> dict[str, str]:
     >>> linear(squeeze="fc1")
     {'squeeze.weight': 'fc1.weight', 'squeeze.bias': 'fc1.bias'}
     """
-    return {f"{own}.{kind}": f"{layer}.{kind}" for own, layer in layers.items() for kind in ("weight", "bias")}
+    return {f"{part}.{kind}": f"{layer}.{kind}" for part, layer in layers.items() for kind in ("weight", "bias")}
 
 
 def keras_layers(**layers: str) -> dict[str, str]:
@@ -28,7 +28,7 @@ def keras_layers(**layers: str) -> dict[str, str]:
     {'squeeze.weight': 'se_reduce/kernel', 'squeeze.bias': 'se_reduce/bias'}
     """
     ends = {"weight": "kernel", "bias": "bias"}
-    return {f"{own}.{kind}": f"{layer}/{name}" for own, layer in layers.items() for kind, name in ends.items()}
+    return {f"{part}.{kind}": f"{layer}/{name}" for part, layer in layers.items() for kind, name in ends.items()}
 
 
 def norm(**layers: str) -> dict[str, str]:
@@ -39,21 +39,21 @@ def norm(**layers: str) -> dict[str, str]:
     >>> norm(norm="bn")["norm.mean"]
     'bn.running_mean'
     """
-    return {f"{own}.{kind}": f"{layer}.{name}" for own, layer in layers.items() for kind, name in NORM.items()}
+    return {f"{part}.{kind}": f"{layer}.{name}" for part, layer in layers.items() for kind, name in NORM.items()}
 
 
 def only_channels(spec: Any) -> dict[str, Any]:
-    """Return the arguments of a library's class that requires only the number of channels."""
+    """Return the arguments of a library's class that requires only the number of channels of a block's spec."""
     return {"channels": spec.channels}
 
 
 def read_perceptron(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments of a block with squeeze and excite layers from the shapes of its arrays."""
+    """Return the arguments of a block with squeeze and excite layers, from the shapes of its arrays by name."""
     channels, width = shapes["excite.weight"][:2]
     return {"channels": channels, "reduced_channels": width, "bias": "squeeze.bias" in shapes}
 
 
 def read_kernel(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments of spatial attention from the shapes of its arrays."""
+    """Return the arguments of spatial attention without `channels`, from the shapes of its arrays by canonical name."""
     kernel = shapes["conv.weight"]
     return {"kernel_size": kernel[-1], "norm": "norm.weight" in shapes, "spatial_dims": len(kernel) - 2}

@@ -30,8 +30,8 @@ COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Sequence[Any], Any], Any
     "add": lambda x, arrays, ops: _fold(add, (x, *arrays)),
     "multiply_add": lambda x, arrays, ops: x * arrays[0] + arrays[1],
     "one_plus": lambda x, arrays, ops: x * (1 + _fold(mul, arrays)),
-    "sum_of_products": lambda x, arrays, ops: _fold(add, [x * a for a in arrays]),
-    "max_of_products": lambda x, arrays, ops: _fold(ops.maximum, [x * a for a in arrays]),
+    "sum_of_products": lambda x, arrays, ops: _fold(add, [x * array for array in arrays]),
+    "max_of_products": lambda x, arrays, ops: _fold(ops.maximum, [x * array for array in arrays]),
     "one_plus_sigmoid_of_sum": lambda x, arrays, ops: x * (1 + ops.sigmoid(_fold(add, arrays))),
 }
 

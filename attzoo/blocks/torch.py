@@ -36,8 +36,25 @@ class SpecModule(NamedArguments, nn.Module):
             if name.endswith("num_batches_tracked"):   # a buffer of torch that the spec does not have
                 buffer.zero_()
 
+    def conv_same(self, name: str, *, dilation: int = 1, groups: int = 1, **options: Any) -> nn.Module:
+        """Return a convolution for the kernel and bias `name` of the spec, padded with zeros to keep the size.
+
+        Args:
+            name: canonical name, such as "conv". The spec's kernel is (O, I / groups, *k) with odd k, or (O, I) for
+                k = 1 if the spec has spatial_dims.
+            dilation: distance between neighbouring taps of the kernel, in pixels.
+            groups: number of groups into which the channels are divided.
+            options: device and dtype.
+
+        """
+        outputs, inputs, *kernel = self.spec.weights[f"{name}.weight"].shape
+        kernel = kernel or [1] * self.spec.spatial_dims   # type: ignore[attr-defined]
+        options |= {"padding": tuple(dilation * (k // 2) for k in kernel), "dilation": dilation, "groups": groups}
+        options |= {"bias": f"{name}.bias" in self.spec.weights}
+        return ops.CONV[len(kernel)](groups * inputs, outputs, tuple(kernel), **options)
+
     def check_inputs(self, *inputs: Any) -> None:
-        """Raise ValueError for a shape that the spec refuses, and TypeError for no tensor or an invalid dtype.
+        """Raise ValueError for a shape that the spec refuses, and TypeError for a non-tensor or a wrong dtype.
 
         Tensor-likes without a shape, such as proxies of torch.fx, are not checked. Inputs with the same shapes and
         dtypes as the last ones are accepted at once, because the check takes a noticeable time for small inputs.
@@ -54,19 +71,19 @@ class SpecModule(NamedArguments, nn.Module):
         if eager and kinds == self.accepted:
             return
         self.spec.check_inputs(*(x.shape for x in inputs))
-        own = ops.first_dtype(self)
+        own_dtype = ops.first_dtype(self)
         for x in inputs:
             if not x.dtype.is_floating_point:
                 hint = ": convert it, as x.float() does, and scale it as in training"
                 raise TypeError(f"expected a floating-point input, got {x.dtype}{hint}")
-            if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
-                hint = f": convert the input, x.to({own}), or the block, block.to({x.dtype})"
-                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}{hint}")
-        if eager and all(x.dtype == own for x in inputs):
+            if own_dtype not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
+                hint = f": convert the input, x.to({own_dtype}), or the block, block.to({x.dtype})"
+                raise TypeError(f"expected the block's dtype, {own_dtype}, got {x.dtype}{hint}")
+        if eager and all(x.dtype == own_dtype for x in inputs):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Apply a function to all tensors, as nn.Module does. The next inputs are checked again."""
+        """Apply a function to all tensors, as nn.Module does, and forget which inputs `check_inputs` has accepted."""
         self.accepted = None   # .half() and similar methods change the accepted dtype
         return super()._apply(*args, **kwargs)
 
@@ -90,11 +107,14 @@ class Block(SpecModule):
     A form is an implementation of the block: the plain form, written with operations of torch; the form for CPUs; or
     the fused kernels. `fast.choice` selects one of them for every call.
 
-    parts: classes of the blocks inside this one, by name of the attribute.
-    cpu_form: the form for CPUs, which makes fewer passes over memory; None for a block without.
-    has_parts, has_kernels: whether the block has parts and fused kernels.
-    has_own_forms: whether this class itself defines its fast forms. They ignore what a subclass changes.
-    own_methods: the methods that affect the output, as they were when the class was defined.
+    Attributes:
+        parts: classes of the blocks inside this one, by name of the attribute.
+        cpu_form: the form for CPUs, which makes fewer passes over memory; None for a block without.
+        has_parts: whether the block has parts.
+        has_kernels: whether the block has fused kernels.
+        has_own_forms: whether this class itself defines the form for CPUs or the kernels. Otherwise they are not used,
+            because they would ignore what a subclass changes.
+        own_methods: the methods that affect the output, as they were when the class was defined.
     """
 
     attention: Callable[..., Any]
@@ -138,9 +158,9 @@ class Block(SpecModule):
         return self.compute(x, shortcut=shortcut, act=act)
 
     def compute(self, *inputs: Tensor, **residual: Any) -> Tensor:
-        """Return the output, computed by the fastest form that supports the inputs.
+        """Return the output of the block, computed by the fastest form that supports the inputs.
 
-        residual: `shortcut` and `act` of `forward`.
+        residual: arguments `shortcut` and `act` of `forward`, if the block takes them.
         """
         shortcut, act = residual.get("shortcut"), residual.get("act")
         tensors = inputs if shortcut is None else (*inputs, shortcut)
@@ -197,5 +217,5 @@ class IdentityStart(nn.Module):
 
     def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S), in the dtype of x."""
-        change = self.block(x, *gating).to(x.dtype) - x
-        return x + self.gamma.to(x.dtype) * change
+        residual = self.block(x, *gating).to(x.dtype) - x
+        return x + self.gamma.to(x.dtype) * residual

@@ -15,7 +15,7 @@ from . import blocks, demo, files, networks, pictures
 from .shared import one_line, print_names_as_bytes
 
 app = typer.Typer(
-    help="Attention blocks for PyTorch and Keras, which compute the same in both.",
+    help="Show and check attention blocks for PyTorch and Keras, and train and apply U-Nets with them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

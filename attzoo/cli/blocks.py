@@ -34,7 +34,7 @@ Result = tuple[str, str, "list[Finding]"]   # block, backend, findings by contra
 
 
 def list_() -> None:
-    """List all blocks with their parameters and cost."""
+    """List all blocks with their parameters and multiply-adds."""
     rows = []
     for name, card in _cards():
         if isinstance(card, Exception):
@@ -49,15 +49,15 @@ def list_() -> None:
 
 
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Block or network listed by `attzoo list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a block or network in `attzoo list`.")],
     channels: Annotated[
-        int | None, typer.Option(min=1, metavar="C", help=f"Show weights and costs for C channels.  [{CHANNELS}]")
+        int | None, typer.Option(min=1, metavar="C", help=f"Number of channels, for weights and costs.  [{CHANNELS}]")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of plain text.")] = False,
 ) -> None:
-    """Print the page of a block or network.
+    """Describe a block or network.
 
-    It has the formula, sources, arguments, variants, weights and cost.
+    Prints its formula, sources, arguments, published variants, weights and cost.
     """
     card = card_of(name)
     if card.network and channels is not None:
@@ -83,28 +83,41 @@ def _cards() -> Iterator[tuple[str, Card | Exception]]:
 
 
 def check(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Block to check.  [all blocks]")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of a block.  [all blocks]")] = None,
     backend: Annotated[Backend | None, backend_option("Framework to check.  [all installed frameworks]")] = None,
 ) -> None:
-    """Check blocks on this machine against their specs in float64.
+    """Compare blocks with their NumPy reference on this machine.
 
-    The contracts include outputs, gradients, training, initial weights, errors and files.
-    Keras is checked on its current backend. To choose another, set KERAS_BACKEND to tensorflow, jax or torch.
+    Compares outputs, gradients, training, initial weights, errors and saved files, in float64. Exits with 1 if a
+    difference exceeds its tolerance. Keras runs on its current backend. To choose another, set the environment
+    variable KERAS_BACKEND to tensorflow, jax or torch.
     """
     cards = [(name, card_of(name))] if name else list(_cards())
     if warning := triton_warning():
         typer.echo(fill(warning, min(100, Console().width)), err=True)
     backends = [_loaded(backend)] if backend else _installed()
     typer.echo(fill(versions(), min(100, Console().width)) + "\n")
-    results = _results([(block, b) for block, card in cards for b in backends], dict(cards))
+    results = _results([(block, backend) for block, card in cards for backend in backends], dict(cards))
     if name:
-        rows = [(b, f.contract, str(f.cases), *_verdict([f])) for _, b, findings in results for f in findings]
+        rows = [
+            (backend, finding.contract, str(finding.cases), *_verdict([finding]))
+            for _, backend, findings in results
+            for finding in findings
+        ]
         print_table(("backend", "contract", "*cases", "*worst", "verdict"), rows)
     else:
-        rows = [(block, b, str(sum(f.cases for f in fs)), *_verdict(fs)) for block, b, fs in results]
+        rows = [
+            (block, backend, str(sum(finding.cases for finding in findings_of_block)), *_verdict(findings_of_block))
+            for block, backend, findings_of_block in results
+        ]
         print_table(("block", "backend", "*cases", "*worst", "verdict"), rows)
     typer.echo("worst: largest error in percent of the tolerance")
-    failures = [f"{block}, {b}, {f.contract}: {f.failure}" for block, b, fs in results for f in fs if f.failure]
+    failures = [
+        f"{block}, {backend}, {finding.contract}: {finding.failure}"
+        for block, backend, findings_of_block in results
+        for finding in findings_of_block
+        if finding.failure
+    ]
     if failures or not results:
         typer.echo("\n" + "\n".join(failures or ["no block was checked"]), err=True)
         raise typer.Exit(1)
@@ -112,7 +125,9 @@ def check(
 
 def triton_warning() -> str | None:
     """Return a warning, or None, about TensorFlow and triton, which abort the process if imported in a wrong order."""
-    tensorflow, triton = ("loaded" if p in sys.modules else bool(find_spec(p)) for p in ("tensorflow", "triton"))
+    tensorflow, triton = (
+        "loaded" if package in sys.modules else bool(find_spec(package)) for package in ("tensorflow", "triton")
+    )
     if tensorflow == "loaded" and triton is True:
         return f"warning: TensorFlow was loaded before triton. {ABORTS}"
     return f"note: TensorFlow and triton are installed. {ABORTS}" if tensorflow and triton else None
@@ -121,7 +136,7 @@ def triton_warning() -> str | None:
 def versions() -> str:
     """Return the versions of attzoo, Python and installed packages, and the backend of Keras if loaded."""
     names = metadata.packages_distributions()   # tensorflow may be installed as tensorflow-cpu
-    installed = {p: metadata.version(names[p][0]) for p in PACKAGES if p in names}
+    installed = {package: metadata.version(names[package][0]) for package in PACKAGES if package in names}
     if "keras" in sys.modules:
         installed["keras"] += f" (on {sys.modules['keras'].backend.backend()})"
     packages_text = ", ".join(f"{package} {version}" for package, version in installed.items())
@@ -129,7 +144,7 @@ def versions() -> str:
 
 
 def _installed() -> list[str]:
-    """Import every backend that can be imported, and return their names. Print other errors to stderr."""
+    """Import every backend that is installed, and return their names. Print the errors of the others to stderr."""
     loaded = []
     for backend in Backend:
         try:
@@ -147,9 +162,13 @@ def _loaded(backend: str) -> str:
 
 
 def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Exception]) -> list[Result]:
-    """Check every pair (block, backend) of `jobs` against every contract, with a progress bar, and return the results.
+    """Check pairs (block, backend) against every contract, with a progress bar, and return the results.
 
     A backend that a block does not have is left out. A block that cannot be imported has one failed contract, "import".
+
+    Args:
+        jobs: the pairs.
+        cards: the card of each block, or the error of its import.
     """
     from ..testing import Finding, check_block
 
@@ -174,6 +193,6 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
 
 def _verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     """Return the largest error in percent of its tolerance, and "pass" or the number of failed contracts, as texts."""
-    failed_count = sum(f.failure is not None for f in findings)
+    failed_count = sum(finding.failure is not None for finding in findings)
     result = f"{failed_count} of {len(findings)} fail" if failed_count else "pass"
-    return f"{max(f.worst for f in findings):.0%}", result
+    return f"{max(finding.worst for finding in findings):.0%}", result

@@ -9,16 +9,16 @@ import typer  # noqa: TID253
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("attzoo-demo"),
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Epochs of every training. Default: 6 for digits, 10 for U-Nets."),
+        typer.Option(min=1, metavar="N", help="Epochs of each training. Default: 6 for digits, 10 for U-Nets."),
     ] = None,
 ) -> None:
-    """Train small networks with every block in both frameworks.
+    """Train small networks with each block in PyTorch and in Keras.
 
-    They learn handwritten digits, and two U-Nets learn synthetic phantoms. Writes pictures of what blocks and gates
-    attend to, and the trained weights as portable files.
+    They classify handwritten digits. Two U-Nets, with and without attention gates, segment synthetic phantoms. Writes
+    pictures of the attention coefficients, and the trained weights as .safetensors files for both frameworks.
     """
     from ..demo.run import demo as run
 

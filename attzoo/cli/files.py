@@ -20,20 +20,20 @@ from .shared import Backend, print_path
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="File written by attzoo.save.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write. Its extension sets the format.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file written by attzoo.save.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; its extension sets the format.")],
 ) -> None:
-    """Convert a portable file for PyTorch or Keras.
+    """Convert a file of attzoo.save to a format of PyTorch or Keras.
 
     \b
-    OUT ends in
-      .pt           a state_dict:        block.load_state_dict(torch.load(OUT))
-      .weights.h5   a layer's weights:   keras.saving.load_weights(layer, OUT)
-      .keras        a model of the layer: keras.models.load_model(OUT)
-      .safetensors  a portable file, after checking it
+    The extension of OUT is one of
+      .pt           a state_dict, for block.load_state_dict(torch.load(OUT))
+      .weights.h5   the weights, for keras.saving.load_weights(layer, OUT)
+      .keras        a Keras model of the block, for keras.models.load_model(OUT)
+      .safetensors  a checked copy of IN
 
-    OUT is written atomically. A .safetensors file of another program is not replaced. Only portable files are read,
-    because other formats can run code when loaded.
+    An error leaves an existing OUT unchanged. A .safetensors file of another program is not replaced. Other formats
+    than that of attzoo.save are not read, because loading them can run code.
     """   # noqa: D301, click reads the backspace
     backend, content = _writer(target)
     if portable.has_other_ending(source):

@@ -16,52 +16,53 @@ from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES,
 from .shared import Backend, backend_option, parse_integers, print_path
 
 
-def _one_of(words: tuple[str, ...], introduction: str = "") -> Any:
-    """Return a command-line option whose help text is `introduction`, then the list of accepted `words`."""
-    return typer.Option(metavar="NAME", help=f"{introduction}{', '.join(words)}.")
+def _one_of(words: tuple[str, ...], subject: str, note: str = "") -> Any:
+    """Return a command-line option whose help text has its subject, the accepted words, and a note."""
+    return typer.Option(metavar="NAME", help=f"{subject}: {', '.join(words)}.{note}")
 
 
 def train(
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of images and masks. Default: synthetic phantoms."),
+        typer.Option(metavar="DIR", help="Folder of images and masks, see above. Default: synthetic phantoms."),
     ] = None,
     backend: Annotated[Backend | None, backend_option("Framework to train in. Default: torch.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the results.")] = Path("attzoo-run"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out with its saved settings.")
     ] = False,
-    recipe: Annotated[str | None, _one_of(tuple(RECIPES), "Preset; explicit options override it: ")] = None,
+    recipe: Annotated[str | None, _one_of(tuple(RECIPES), "Published settings; other options override them")] = None,
     dims: Annotated[int | None, typer.Option(metavar="2|3", help="2 for images, 3 for volumes.  [2]")] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Resize images to this size. Default: no resize; phantoms 64,64.")
+        str | None,
+        typer.Option(metavar="H,W", help="Size to resize images to. Default: not resized; 64,64 for phantoms."),
     ] = None,
     classes: Annotated[
         int | None, typer.Option(metavar="K", help="Number of classes. Default: as many as in the masks.")
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="V,V,..", help="Mask value of each class, e.g. 0,255, or its colour, e.g. 0,0,0;255,0,0."),
+        typer.Option(metavar="V,V,..", help="Value of each class in masks, as 0,255, or its colour, as 0,0,0;255,0,0."),
     ] = None,
     validation: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Fraction of --data to validate on, unless it has valid_images.  [0.2]"),
+        typer.Option(metavar="SHARE", help="Fraction of the folder `images` for validation.  [0.2]"),
     ] = None,
     phantoms: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of synthetic phantoms if --data is not set.  [160]")
+        int | None, typer.Option(metavar="N", help="Number of phantoms, if --data is not set.  [160]")
     ] = None,
-    normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Normalisation per image and channel, [zscore]: ")] = None,
+    normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Normalisation of each image", "  [zscore]")] = None,
     flip: Annotated[
         bool | None,
         typer.Option(
-            "--flip/--no-flip", help="Flip --data at random: images left-right, volumes along any axis.  [flip]"
+            "--flip/--no-flip", help="Flip at random: images left-right, volumes along each axis.  [flip]"
         ),
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Published U-Net; `attzoo info unet` lists them.")
+        str | None, typer.Option(metavar="NAME", help="Name of a published U-Net; `attzoo info unet` lists them.")
     ] = None,
     channels: Annotated[
-        str | None, typer.Option(metavar="A,B,..", help="Channels of each level, finest first.  [16,32,64]")
+        str | None, typer.Option(metavar="A,B,..", help="Channels of each U-Net level, finest first.  [16,32,64]")
     ] = None,
     skip: Annotated[
         str | None, typer.Option(metavar="NAME", help="Gate on the skip connections, or `none`.  [attention_gate]")
@@ -71,50 +72,51 @@ def train(
     ] = None,
     net: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other U-Net argument, e.g. initializer=xavier; repeatable."),
+        typer.Option(metavar="NAME=VALUE", help="Another U-Net argument, as initializer=xavier; may be repeated."),
     ] = None,
-    loss: Annotated[str | None, _one_of(LOSSES, "Loss, [both] is the sum of cross-entropy and Dice: ")] = None,
-    optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "Optimizer, [adam]: ")] = None,
+    loss: Annotated[str | None, _one_of(LOSSES, "Loss", " `both` is cross_entropy + dice.  [both]")] = None,
+    optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "Optimizer", "  [adam]")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Learning rate.  [0.001]")] = None,
-    momentum: Annotated[float | None, typer.Option(metavar="M", help="--optimizer sgd: momentum.  [0]")] = None,
-    decay: Annotated[float | None, typer.Option(metavar="D", help="--optimizer adamw: weight decay.  [0.01]")] = None,
-    schedule: Annotated[str | None, _one_of(SCHEDULES, "Learning rate schedule, [constant]: ")] = None,
+    momentum: Annotated[float | None, typer.Option(metavar="M", help="Momentum of --optimizer sgd.  [0]")] = None,
+    decay: Annotated[float | None, typer.Option(metavar="D", help="Weight decay of --optimizer adamw.  [0.01]")] = None,
+    schedule: Annotated[str | None, _one_of(SCHEDULES, "Learning rate schedule", "  [constant]")] = None,
     every: Annotated[
         int | None,
-        typer.Option(metavar="N", help="--schedule step: epochs between changes of the learning rate.  [30]"),
+        typer.Option(metavar="N", help="Epochs between two steps of --schedule step.  [30]"),
     ] = None,
     factor: Annotated[
         float | None,
-        typer.Option(metavar="F", help="--schedule step: factor of each change of the learning rate.  [0.1]"),
+        typer.Option(metavar="F", help="Factor of the learning rate at each step of --schedule step.  [0.1]"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Number of epochs.  [20]")] = None,
-    batch: Annotated[int | None, typer.Option(metavar="N", help="Batch size, over all devices.  [8]")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Images per batch, over all devices.  [8]")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of batches per optimizer step.  [1]")
+        int | None, typer.Option(metavar="N", help="Batches per optimizer step, whose gradients are averaged.  [1]")
     ] = None,
-    precision: Annotated[str | None, _one_of(PRECISIONS, "Precision of the arithmetic, [float32]: ")] = None,
+    precision: Annotated[str | None, _one_of(PRECISIONS, "Arithmetic; weights are float32", "  [float32]")] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(metavar="N", help="Also save the network every N epochs.")
+        int | None, typer.Option(metavar="N", help="Save the network every N epochs, besides the best one.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of all random numbers.  [0]")] = None,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Worker processes that load data.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that load images in advance.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads. Default: all.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
 ) -> None:
     """Train a U-Net that segments images or volumes.
 
     \b
-    DIR holds files of equal names in
-      images, masks                 split into training and --validation
-      train_images, train_labels,
-      valid_images, valid_labels    as CamVid does
+    --data contains either the folders
+      images, masks                 of which --validation is for validation
+    or, as in CamVid, the folders
+      train_images, train_labels, valid_images, valid_labels
 
-    Images are PNG, TIFF, JPEG, BMP, GIF, WebP, PNM or JPEG 2000, volumes .npy or .nii.gz. Masks hold the index of
-    each pixel's class, 0, 1, 2 and so on; pixels of value 255 are ignored. For other values or colours set --labels,
-    for black and white masks --labels 0,255. Defaults are in [brackets].
+    An image and its mask have the same name. Images are PNG, TIFF, JPEG, BMP, GIF, WebP, PNM or JPEG 2000, volumes
+    .npy or .nii.gz. The value of a mask's pixel is its class, 0, 1, 2 and so on; pixels of value 255 are ignored. For
+    other values or colours set --labels, for black and white masks --labels 0,255. Defaults are in [brackets].
 
-    Writes to --out the best network as a file that both frameworks load, a CSV and a plot of the curves. For several
-    GPUs run torchrun --nproc-per-node N -m attzoo train; Keras on TensorFlow uses all GPUs without it.
+    Writes to --out the best network as a .safetensors file for both frameworks, and metrics of each epoch as a CSV
+    and a plot. For several GPUs run torchrun --nproc-per-node N -m attzoo train; Keras on TensorFlow uses all GPUs
+    without it.
     """   # noqa: D301, click reads the backspace
     from ..train.run import summary
     from ..train.run import train as run
@@ -130,7 +132,7 @@ def train(
         "accumulate": accumulate, "precision": precision, "checkpoint_every": checkpoint_every, "seed": seed,
     }   # fmt: skip
     network = dict(map(_argument, net or ()))
-    network |= {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
+    network |= {name: None if text == "none" else text for name, text in {"skip": skip, "block": block}.items() if text}
     given_settings = _recipe(recipe) | {name: value for name, value in given_settings.items() if value is not None}
     if resume:
         settings = settings_to_resume(out, given_settings, network)
@@ -156,11 +158,11 @@ def _recipe(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     settings = RECIPES[choice("recipe", name, tuple(RECIPES))].settings
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def _argument(text: str) -> tuple[str, Any]:
-    """Return (name, value) of the text "NAME=VALUE". Raise ValueError if it has no "=".
+    """Return (name, value) of the text "NAME=VALUE" of the option --net. Raise ValueError if it has no "=".
 
     The value is read as JSON. If it is not JSON, "none" gives None and any other text a string.
     """

@@ -18,47 +18,47 @@ from .shared import Backend, backend_option, one_line, parse_integers, print_pat
 if TYPE_CHECKING:
     from ..predict import Network
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Trained network, a .safetensors file.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file with a trained network.")]
 On = Annotated[Backend, backend_option("Framework to run the network in.")]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="H,W", help="Size to resize images to, or `own` for no resize. Default: as in training."),
+    typer.Option(metavar="H,W", help="Size to resize images to, or `own` for none. Default: as in training."),
 ]
 Normalise = Annotated[
     str | None,
     typer.Option(metavar="HOW", help=f"Normalisation: {', '.join(NORMALISATIONS)}. Default: as in training."),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Also replace files that attzoo did not write, but never inputs.")
+    bool, typer.Option("--overwrite", help="Replace files in --out that attzoo did not write, too; never inputs.")
 ]
 
 
 def predict(
     model: Model,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, a volume, or a folder of them.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, a volume, or a folder of either.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-predict"),
     backend: On = Backend.torch,
     size: Size = None,
     normalise: Normalise = None,
     window: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Predict larger images in windows of this size. Default: at once.")
+        str | None, typer.Option(metavar="H,W", help="Size of windows for larger images. Default: whole images.")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Overlap of windows, as a fraction of their size.  [0.5]")
+        float | None, typer.Option(metavar="SHARE", help="Overlap of neighbouring windows, as a fraction.  [0.5]")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Windows per batch.  [4]")] = None,
     overlays: Annotated[
-        bool, typer.Option("--overlays/--no-overlays", help="Draw masks over the images (slow).")
+        bool, typer.Option("--overlays/--no-overlays", help="Draw the masks over the images, which is slow.")
     ] = True,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment images or volumes with a trained network.
 
-    Writes the class of every pixel to DIR/masks, as grey PNG for images and .npy or .nii.gz for volumes, and pictures
-    of them to DIR/overlays. Masks have the size of their image. Size and normalisation are read from settings.json
-    beside MODEL; without it images are not resized and are z-scored. Files that cannot be read or have another number
-    of channels than the network takes are skipped and listed at the end, with exit code 1. Results of an earlier call
-    for the same images are replaced.
+    Writes the class of every pixel, in the size of the image, to DIR/masks: grey PNG for images, .npy or .nii.gz for
+    volumes. Writes pictures of the classes over the image to DIR/overlays. Size and normalisation are read from
+    settings.json in the folder of MODEL; without it, images are not resized, and are z-scored. Files that cannot be
+    read or have another number of channels than the network are skipped and listed at the end, with exit code 1.
+    Results of an earlier call for the same images are replaced.
     """
     from ..predict import Unfinished, predict_files
 
@@ -100,9 +100,9 @@ def maps(
     normalise: Normalise = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show the attention coefficients of a trained network.
+    """Draw the attention coefficients of a network for an image.
 
-    Writes a picture of the coefficients of every gate and block over the image, and each array as .npy.
+    Writes a picture of the coefficients of each gate and block over the image, and the coefficients as .npy files.
     """
     from ..predict import maps_file
 

@@ -42,10 +42,10 @@ def _backend(word: str) -> Backend:
         raise typer.BadParameter(str(err)) from None
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. `head` has the titles of its columns; a title with a leading star is right-aligned."""
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table. `headings` has the titles of its columns; a title with a leading star is right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in head:
+    for title in headings:
         table.add_column(title.lstrip("*"), justify="right" if title.startswith("*") else "left")
     for row in rows:
         table.add_row(*map(Text, row))   # a str with [brackets] would be parsed as markup
@@ -68,9 +68,9 @@ def print_names_as_bytes(stream: Any) -> None:
 
 
 def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
-    """Return surrogates, which stand for undecodable bytes, as bytes and other characters as escapes.
+    """Return characters that cannot be encoded as bytes, if they stand for undecodable bytes, or as escapes.
 
-    An error handler for `codecs.register_error`.
+    An error handler for `codecs.register_error`: it returns the replacement and the position after it.
     """
     try:
         return lookup_error("surrogateescape")(err)

@@ -47,6 +47,7 @@ from .specs import Variant as Variant
 from .weights import Weight as Weight
 from .weights import batch_norm as batch_norm
 from .weights import fan_in_uniform as fan_in_uniform
+from .weights import group_norm as group_norm
 from .weights import kaiming_normal as kaiming_normal
 from .weights import layer_norm as layer_norm
 from .weights import prefixed as prefixed

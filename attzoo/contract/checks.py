@@ -118,7 +118,10 @@ def check_shape(
 
 
 def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
-    """Return the hint for a shape that is valid in the other layout; "" for any other shape."""
+    """Return the hint for a shape that is valid with channels in the other position; "" for any other shape.
+
+    Arguments are those of `check_shape`.
+    """
     has_rank = len(shape) - 2 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
     axis, other_axis = (-1, 1) if channels_last else (1, -1)
     if not has_rank or shape[other_axis] != channels or shape[axis] in (channels, None):
@@ -129,7 +132,10 @@ def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channel
 
 
 def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
-    """Return the hint for the shape of one sample without a batch axis; "" for any other shape."""
+    """Return the hint for the shape of one sample without a batch axis; "" for any other shape.
+
+    Arguments are those of `check_shape`.
+    """
     has_rank = len(shape) - 1 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
     if not has_rank or shape[-1 if channels_last else 0] != channels:
         return ""

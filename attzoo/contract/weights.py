@@ -36,7 +36,7 @@ class Weight:
     def start(self) -> str:
         """Deprecated name of `initialization`. Reading it warns with DeprecationWarning."""
         warnings.warn(
-            "Weight.start is now Weight.initialization; the next release has no Weight.start",
+            "Weight.start is deprecated and will be removed in the next release: use Weight.initialization",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -86,6 +86,9 @@ def layer_norm(name: str, channels: int) -> dict[str, Weight]:
     }
 
 
+group_norm = layer_norm   # the arrays of a group norm have the same names, shapes and initial values
+
+
 def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
     """Return entries with a prefix and a dot before each name: "conv.weight" -> "prefix.conv.weight"."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}
@@ -93,4 +96,4 @@ def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
 
 def without_prefix(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
     """Return the entries whose names have the prefix, without it: "prefix.conv.weight" -> "conv.weight"."""
-    return {name.removeprefix(f"{prefix}."): a for name, a in entries.items() if name.startswith(f"{prefix}.")}
+    return {name.removeprefix(f"{prefix}."): array for name, array in entries.items() if name.startswith(f"{prefix}.")}

@@ -21,7 +21,7 @@ READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
     ("PNM", (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), pictures.pnm),
     ("JPEG 2000", (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), pictures.jpeg_2000),
 )
-POINTERS: Final = {   # the first bytes of files that stand for others, and how to get the others
+POINTERS: Final = {   # first bytes of pointer files, and how to get the files that they stand for
     b"version https://git-lfs.github.com/": "a pointer of Git LFS: run git lfs pull to download the file",
     b"/annex/objects/": "a pointer of git-annex: run git annex get to download the file",
 }
@@ -38,16 +38,16 @@ def describe(path: Path) -> FileInfo:
             name the file.
     """
     with open_regular(path) as file:   # opening a pipe would block
-        head = file.read(132)
-    if not head:
+        first_bytes = file.read(132)
+    if not first_bytes:
         raise ValueError("expected an image or a volume, got an empty file: copy or download it again")
-    if got := next((text for start, text in POINTERS.items() if head.startswith(start)), None):
+    if got := next((text for signature, text in POINTERS.items() if first_bytes.startswith(signature)), None):
         raise ValueError(f"expected an image or a volume, got {got}")
     if ending(path) in VOLUMES:
         return volumes.describe(path)
     for _, signatures, reader in READERS:
-        if head.startswith(signatures):
+        if first_bytes.startswith(signatures):
             return reader(path)
     known = f"{', '.join(name for name, _, _ in READERS)}, or a volume as .npy, .nii or .nii.gz"
-    got = DICOM if is_dicom(head) else f"another format: {TO_PNG}, or a volume to .nii.gz"
+    got = DICOM if is_dicom(first_bytes) else f"another format: {TO_PNG}, or a volume to .nii.gz"
     raise ValueError(f"expected {known}, got {got}")

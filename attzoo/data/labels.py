@@ -102,7 +102,7 @@ def parse_labels(text: str) -> tuple[Value, ...]:
 
 
 def text_of(value: Value | str) -> str:
-    """Return a value of a mask as text in the syntax of the option `--labels`.
+    """Return a value of a mask, an integer, a colour or "...", as text in the syntax of the option `--labels`.
 
     >>> text_of(128), text_of((255, 0, 0))
     ('128', '255,0,0')
@@ -111,7 +111,7 @@ def text_of(value: Value | str) -> str:
 
 
 def option_of(values: Sequence[Value | str]) -> str:
-    """Return the option `--labels` with these values, as a user would type it; "..." follows a single value."""
+    """Return the text of the option `--labels` with these values, as a user types it. "..." follows a single value."""
     if len(values) == 1:
         values = [*values, "..."]
     if isinstance(values[0], tuple):
@@ -120,7 +120,7 @@ def option_of(values: Sequence[Value | str]) -> str:
 
 
 def shown(counts: Mapping[Any, int]) -> str:
-    """Return values and their numbers of pixels as text for a message; of more than `SHOWN`, the most frequent.
+    """Return values and their numbers of pixels as text for a message; of more than `SHOWN`, only the most frequent.
 
     Args:
         counts: number of pixels of each value.
@@ -172,10 +172,10 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
         counts: number of pixels of each value.
         labels: the values of the classes.
     """
-    known = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
-    if unknown := {value: count for value, count in counts.items() if value not in known}:
-        few = len(labels.values) <= SHOWN
-        expected = option_of(labels.values) if few else f"the {len(labels.values)} in --labels"
+    known_values = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
+    if unknown := {value: count for value, count in counts.items() if value not in known_values}:
+        is_short = len(labels.values) <= SHOWN
+        expected = option_of(labels.values) if is_short else f"the {len(labels.values)} in --labels"
         blended_text = f", {BLENDED}" if len(unknown) > SHOWN else ""
         fix = f"add these values to --labels{blended_text}"
         raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: {fix}")

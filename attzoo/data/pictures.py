@@ -36,7 +36,7 @@ def png(path: Path) -> FileInfo:
 
 
 def _decode_png(path: Path) -> NDArray[Any]:
-    """Return the samples (H, W, C) of a PNG of 16 bits."""
+    """Return the samples (H, W, C) of a 16-bit PNG, decoded by imagecodecs."""
     data = path.read_bytes()
     array = np.asarray(package("imagecodecs").png_decode(data))
     return array[..., : PNG_CHANNELS[data[25]]]   # imagecodecs adds an opacity if a colour is transparent
@@ -73,7 +73,7 @@ def bmp(path: Path) -> FileInfo:
     bits = int.from_bytes(header[24:26] if has_core_header else header[28:30], "little")
     got = f"{bits} bits per pixel, which programs rescale; save the mask as PNG"
     rescaled_message = f"expected a mask with 8 bits per channel, got {got}"
-    with open_picture(path, "BMP") as picture:   # of a grey palette, Pillow derives the bits from its length
+    with open_picture(path, "BMP") as picture:   # for a grey palette, Pillow derives the bits from its length
         has_wrong_bits = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
     not_a_mask = rescaled_message if bits == 16 else None
     return by_pillow(path, "BMP", not_a_mask=not_a_mask, decode=_decode_grey_bmp if has_wrong_bits else None)
@@ -162,12 +162,12 @@ def _check_single(path: Path, magic: bytes) -> None:
     with open_picture(path, "PPM") as picture:
         bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
         row_bytes = -(-picture.width * len(picture.getbands()) * bits // 8)
-        start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
-        end = start if is_text else start + row_bytes * picture.height
+        data_start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
+        data_end = data_start if is_text else data_start + row_bytes * picture.height
     with path.open("rb") as file:
-        file.seek(end)
+        file.seek(data_end)
         remaining_bytes = file.read()
-    # As text, `rest` has the samples too. A "P" outside comments begins the next picture.
+    # In text formats, the samples are among the remaining bytes too; a "P" outside comments begins the next picture.
     if is_text:
         has_more = any(b"P" in line.partition(b"#")[0] for line in remaining_bytes.splitlines())
     else:
@@ -176,9 +176,9 @@ def _check_single(path: Path, magic: bytes) -> None:
         raise ValueError("expected one picture, got more data after it; save each picture in its own file")
 
 
-def _tokens(head: bytes) -> list[bytes]:
-    """Return the first four words in the first bytes of a PNM file, without comments."""
-    lines = [line.partition(b"#")[0] for line in head.splitlines()]
+def _tokens(first_bytes: bytes) -> list[bytes]:
+    """Return the first four words in `head`, the first bytes of a PNM file, without comments."""
+    lines = [line.partition(b"#")[0] for line in first_bytes.splitlines()]
     return b" ".join(lines).split(maxsplit=4)[:4]
 
 
@@ -207,6 +207,6 @@ def jpeg_2000(path: Path) -> FileInfo:
 
 
 def _header(path: Path) -> bytes:
-    """Return the first bytes of a file, which contain the header."""
+    """Return the first bytes of a file, as many as a header may have."""
     with path.open("rb") as file:
         return file.read(HEAD)

@@ -144,13 +144,13 @@ def _has_late_metadata(path: Path) -> bool:
     is_late = False
     with path.open("rb") as file:
         file.seek(8)   # past the signature
-        while len(head := file.read(8)) == 8:
-            size, kind = int.from_bytes(head[:4], "big"), head[4:]
-            start = file.read(min(size, len(EXIF_TEXT)))
+        while len(chunk_header := file.read(8)) == 8:
+            size, kind = int.from_bytes(chunk_header[:4], "big"), chunk_header[4:]
+            content_start = file.read(min(size, len(EXIF_TEXT)))
             is_late |= kind == b"IDAT"
-            if is_late and (kind == b"eXIf" or start.startswith((EXIF_TEXT, XMP_TEXT))):
+            if is_late and (kind == b"eXIf" or content_start.startswith((EXIF_TEXT, XMP_TEXT))):
                 return True
-            file.seek(size - len(start) + 4, 1)   # past the checksum
+            file.seek(size - len(content_start) + 4, 1)   # past the checksum
     return False
 
 

@@ -77,6 +77,10 @@ def _colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
 def _to_unit(array: NDArray[Any], source: FileInfo) -> NDArray[Any]:
     """Return samples as float32, with integers divided by the largest integer of their declared bits.
 
+    Args:
+        array: the samples, or the colours if the file has a palette.
+        source: the metadata of the file.
+
     Raises:
         ValueError: as `check_range`.
     """

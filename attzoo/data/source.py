@@ -77,7 +77,7 @@ class FileInfo:
 
     @property
     def has_few_bits(self) -> bool:
-        """Whether the image has greys of 2 or 4 bits. With 8 bits, the same picture stores other integers."""
+        """Whether the image has greys of 2 or 4 bits, whose integers change if a program saves it with 8 bits."""
         return self.palette is None and self.dtype.kind != "b" and self.largest in SCALED
 
     def greys(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -130,9 +130,9 @@ def has_known_ending(path: Path) -> bool:
     return ending(path) in (*VOLUMES, *PICTURES)
 
 
-def is_dicom(head: bytes) -> bool:
+def is_dicom(first_bytes: bytes) -> bool:
     """Whether a file is DICOM, from its first 132 bytes or more."""
-    return head[128:132] == b"DICM"
+    return first_bytes[128:132] == b"DICM"
 
 
 def unsupported_format(path: Path) -> str | None:

@@ -109,8 +109,8 @@ def _open_nifti(path: Path) -> Any:
     """
     nibabel, is_gzip = package("nibabel"), ending(path) == ".nii.gz"
     with path.open("rb") as file:
-        head = file.read(2)
-    if head and (head == b"\x1f\x8b") != is_gzip:
+        first_bytes = file.read(2)
+    if first_bytes and (first_bytes == b"\x1f\x8b") != is_gzip:
         expected, got = ("a gzip file", "another format") if is_gzip else ("no compression", "a gzip file")
         name = path.name[:-3] if is_gzip else f"{path.name}.gz"
         raise ValueError(f"expected {expected} by the ending {ending(path)}, got {got}: rename the file to {name}")

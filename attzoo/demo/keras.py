@@ -105,8 +105,8 @@ class Stage(Block):
         """Return the block's inputs (N, H, W, C) for x: the residual branch, and x if it takes a gating signal."""
         self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x), training=training))
-        b = self.norm2(self.conv2(h), training=training)
-        return (b, x)[: self.spec.block_input_count]
+        residual = self.norm2(self.conv2(h), training=training)
+        return (residual, x)[: self.spec.block_input_count]
 
 
 def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum: float) -> Iterator[float]:

@@ -69,14 +69,15 @@ def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple
     for name, options in NETS.items():
         trainers = _trainers(options)
         networks = {backend: trainer.network for backend, trainer in trainers.items()}
-        result = Unet(name, _parameter_count(networks["torch"]), networks)
+        parameter_count = sum(w.size for w in networks["torch"].spec.weights.values() if w.trainable)
+        result = Unet(name, parameter_count, networks)
         for backend, trainer in trainers.items():
-            start = perf_counter()
+            start_time = perf_counter()
             result.losses[backend] = []
             for loss in _train(trainer, images, masks, epochs):
                 result.losses[backend].append(loss)
                 on_step(f"{name} U-Net, {BACKENDS[backend]}")
-            result.seconds[backend] = perf_counter() - start
+            result.seconds[backend] = perf_counter() - start_time
             result.dice[backend] = _dice(trainer, *test)
             portable.save(trainer.network, out / backend / f"{name}-unet.safetensors")
         results.append(result)
@@ -84,7 +85,7 @@ def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple
 
 
 def _trainers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a trainer for each backend, by backend; their networks have the same initial weights.
+    """Return a trainer by backend; their networks have the same initial weights.
 
     Args:
         options: the keyword arguments of the U-Net that differ from the defaults.
@@ -110,8 +111,8 @@ def _train(trainer: Any, images: Array, masks: NDArray[Any], epochs: int) -> Ite
     for epoch in range(epochs):
         trainer.begin_epoch(SETTINGS.rate, epoch)
         order = np.random.default_rng((SETTINGS.seed, epoch)).permutation(COUNT)
-        for start in range(0, COUNT - SETTINGS.batch + 1, SETTINGS.batch):
-            indices = order[start : start + SETTINGS.batch]
+        for first_index in range(0, COUNT - SETTINGS.batch + 1, SETTINGS.batch):
+            indices = order[first_index : first_index + SETTINGS.batch]
             yield trainer.step(images[indices], masks[indices])
     trainer.pop_confusion()   # resets the confusion matrix
 
@@ -129,11 +130,6 @@ def _dice(trainer: Any, images: Array, masks: NDArray[Any]) -> list[float | None
     return metrics(trainer.pop_confusion())[2]
 
 
-def _parameter_count(net: Any) -> int:
-    """Return the number of trainable parameters of a network."""
-    return sum(w.size for w in net.spec.weights.values() if w.trainable)
-
-
 def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Examples:
     """Return the test phantoms with indices SHOWN, with predictions and coefficients.
 
@@ -145,7 +141,10 @@ def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Exampl
     indices = list(SHOWN)
     x = images[indices]
     predictions = {
-        result.name: {b: adapter(b).forward(net, [x], training=False).argmax(1) for b, net in result.networks.items()}
+        result.name: {
+            backend: adapter(backend).forward(net, [x], training=False).argmax(1)
+            for backend, net in result.networks.items()
+        }
         for result in results
     }
     gated = results[0].networks["torch"]

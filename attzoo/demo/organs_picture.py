@@ -60,7 +60,10 @@ def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def add_axes(left: float, top: float, axes_width: float, axes_height: float) -> Axes:
-        """Add axes of a size in inches, at a position in inches from the upper left corner; return the axes."""
+        """Add axes of a width and height, and return them. All lengths are in inches.
+
+        left, top: distances of the axes from the left and the upper edge of the figure.
+        """
         position = (left / width, 1 - (top + axes_height) / height, axes_width / width, axes_height / height)
         return figure.add_axes(position)
 
@@ -93,15 +96,17 @@ def _panels(examples: Examples, row: int) -> list[NDArray[Any]]:
 
 def _gate_headings(examples: Examples) -> list[str]:
     """Return a heading for each gate: the last part of its path and the size of its coefficients."""
-    return [f"gate {name.rpartition('.')[2]}, {a.shape[2]} x {a.shape[3]}" for name, a in examples.gates.items()]
+    return [
+        f"gate {name.rpartition('.')[2]}, {array.shape[2]} x {array.shape[3]}" for name, array in examples.gates.items()
+    ]
 
 
 def _draw_losses(ax: Axes, net: Unet) -> None:
     """Draw the losses of every step of a U-Net in both frameworks; the title has the mean Dice of the organs."""
     for backend, losses in net.losses.items():
         ax.plot(losses, color=FRAMEWORKS[backend], linestyle=STYLES[backend], linewidth=1.2, label=BACKENDS[backend])
-    means = {b: np.mean([dice for dice in net.dice[b][1:] if dice is not None]) for b in BACKENDS}
-    dice = ", ".join(f"{mean:.2f} {BACKENDS[b]}" for b, mean in means.items())
+    means = {backend: np.mean([dice for dice in net.dice[backend][1:] if dice is not None]) for backend in BACKENDS}
+    dice = ", ".join(f"{mean:.2f} {BACKENDS[backend]}" for backend, mean in means.items())
     ax.set_title(f"{net.name} U-Net, loss; mean Dice of the organs {dice}", fontsize=9.5, loc="left")
     ax.set_yscale("log")
     ax.set_yticks(TICKS, labels=map(str, TICKS))
@@ -123,7 +128,10 @@ def _draw_legend(figure: Figure, left: float, top: float) -> None:
     from matplotlib.patches import Patch
 
     entries: list[Any] = [Patch(color=ORGANS[k], label=name) for k, name in enumerate(CLASSES) if k]
-    entries += [Line2D([], [], color=FRAMEWORKS[b], linestyle=STYLES[b], label=name) for b, name in BACKENDS.items()]
+    entries += [
+        Line2D([], [], color=FRAMEWORKS[backend], linestyle=STYLES[backend], label=name)
+        for backend, name in BACKENDS.items()
+    ]
     width, height = figure.get_size_inches()
     figure.legend(
         handles=entries, loc="upper left", bbox_to_anchor=(left / width, top / height), frameon=False, fontsize=9.5

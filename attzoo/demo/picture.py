@@ -45,7 +45,9 @@ def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    values = {name: {b: _flatten(a) for b, a in arrays.items()} for name, arrays in attention.items()}
+    values = {
+        name: {backend: _flatten(array) for backend, array in arrays.items()} for name, arrays in attention.items()
+    }
     names = sorted(values, key=lambda name: -values[name]["torch"].ndim)   # maps first
     columns = [NAME, *[PANEL, PANEL, PAIR_GAP] * len(images), 0.13]
     gap = 0.07   # between columns

@@ -27,10 +27,14 @@ def table(results: Sequence[Result]) -> Table:
         f" {len(base.losses['torch'])} steps.",
         ("block", "weights\nadded", "MACs\nadded", "accuracy", "loss\ndifference", "seconds"),
     )
-    for r in results:
-        added = [f"{r.parameters - base.parameters:,}", f"{r.macs - base.macs:,}"] if r.block else ["", ""]
-        accuracy = "/".join(f"{r.accuracy[backend]:.1%}" for backend in BACKENDS)
-        rows.add_row(r.title, *added, accuracy, f"{largest_difference(r.losses):.1e}", _seconds(r.seconds))
+    for result in results:
+        added = (
+            [f"{result.parameters - base.parameters:,}", f"{result.macs - base.macs:,}"] if result.block else ["", ""]
+        )
+        accuracy = "/".join(f"{result.accuracy[backend]:.1%}" for backend in BACKENDS)
+        rows.add_row(
+            result.title, *added, accuracy, f"{largest_difference(result.losses):.1e}", _seconds(result.seconds)
+        )
     return rows
 
 
@@ -53,7 +57,10 @@ def unet_table(nets: Sequence[Unet]) -> Table:
 
 
 def _empty_table(title: str, caption: str, headings: Sequence[str]) -> Table:
-    """Return a table without rows. Its first column is aligned to the left, the others to the right."""
+    """Return a table with a title, caption and column headings, and without rows.
+
+    Its first column is aligned to the left, the others to the right.
+    """
     from rich import box
     from rich.table import Table
 
@@ -78,15 +85,15 @@ def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[s
     """
     rows = [
         {
-            "block": r.block,
-            "parameters_added": r.parameters - results[0].parameters,
-            "macs_added": r.macs - results[0].macs,
-            "accuracy": r.accuracy,
-            "largest_loss_difference": largest_difference(r.losses),
-            "seconds": r.seconds,
-            "losses": r.losses,
+            "block": result.block,
+            "parameters_added": result.parameters - results[0].parameters,
+            "macs_added": result.macs - results[0].macs,
+            "accuracy": result.accuracy,
+            "largest_loss_difference": largest_difference(result.losses),
+            "seconds": result.seconds,
+            "losses": result.losses,
         }
-        for r in results
+        for result in results
     ]
     versions = {package: version(package) for package in ("torch", "keras")}
     unets = [net.as_json() for net in nets]

@@ -77,5 +77,5 @@ def largest_difference(losses: Mapping[str, Sequence[float]]) -> float:
     Args:
         losses: the loss of every step, by backend.
     """
-    first, second = (np.array(losses[backend]) for backend in BACKENDS)
-    return float(np.abs(first - second).max())
+    first_losses, second_losses = (np.array(losses[backend]) for backend in BACKENDS)
+    return float(np.abs(first_losses - second_losses).max())

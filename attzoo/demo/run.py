@@ -67,8 +67,8 @@ class Data:
         random = np.random.default_rng(SEED)
         for _ in range(epochs):
             order = random.permutation(len(self.labels))
-            for start in range(0, len(order) - BATCH + 1, BATCH):
-                indices = order[start : start + BATCH]
+            for first_index in range(0, len(order) - BATCH + 1, BATCH):
+                indices = order[first_index : first_index + BATCH]
                 yield self.images[indices], self.labels[indices]
 
     def examples(self) -> Array:
@@ -133,7 +133,7 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
 
 
 def _settings(digits_epochs: int, unet_epochs: int, keras_backend: str) -> dict[str, Any]:
-    """Return the settings of the trainings, for results.json."""
+    """Return the settings of the trainings, for results.json: the arguments, and constants."""
     return {
         "seed": SEED,
         "channels": CHANNELS,
@@ -234,12 +234,12 @@ def train(
         epochs: the number of epochs.
         on_step: the function to call after every step, as in `train_blocks`.
     """
-    start = perf_counter()
+    start_time = perf_counter()
     losses = result.losses[backend] = []
     for loss in module.fit(net, data.batches(epochs), RATE, MOMENTUM):
         losses.append(loss)
         on_step(f"{result.title}, {BACKENDS[backend]}")
-    result.seconds[backend] = perf_counter() - start
+    result.seconds[backend] = perf_counter() - start_time
     result.accuracy[backend] = float((module.predict(net, data.test_images).argmax(1) == data.test_labels).mean())
 
 

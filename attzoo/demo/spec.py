@@ -109,8 +109,8 @@ class Stage:
         """Return the block's inputs (N, C, H, W) for x: the residual branch, and x if it takes a gating signal."""
         self.check_inputs(x.shape)
         h = ops.relu(ops.batch_norm(ops.conv_same(x, weights["conv1.weight"]), weights, "norm1", training))
-        b = ops.batch_norm(ops.conv_same(h, weights["conv2.weight"]), weights, "norm2", training)
-        return (b, x)[: self.block_input_count]
+        residual = ops.batch_norm(ops.conv_same(h, weights["conv2.weight"]), weights, "norm2", training)
+        return (residual, x)[: self.block_input_count]
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ class Stage(SpecModule):
         """Return the block's inputs (N, C, H, W) for x: the residual branch, and x if it takes a gating signal."""
         self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x)))
-        b = self.norm2(self.conv2(h))
-        return (b, x)[: self.spec.block_input_count]
+        residual = self.norm2(self.conv2(h))
+        return (residual, x)[: self.spec.block_input_count]
 
 
 def create_seeded(seed: int, *args: Any) -> ResNet:

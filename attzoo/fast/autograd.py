@@ -17,7 +17,7 @@ ALIGNED: Final = 16   # bytes; Triton compiles wider loads for addresses that ar
 
 
 class Fused:
-    """A function `y, *saved = fused(block, *tensors, *options)` with hand-written forward and backward passes.
+    """An operator `y, *saved = fused(block, *tensors, *options)` with hand-written forward and backward passes.
 
     In eager mode it is an `autograd.Function`; in a graph it is the operator `attzoo::name`. The saved tensors have
     no gradient. A backward pass that is itself differentiated runs the block's plain form, differentiated by autograd.
@@ -32,9 +32,11 @@ class Fused:
         backward: `backward(dy, args, y, saved, gradients)` writes into the tensors of `gradients`.
         inputs: number of inputs of the block, a shortcut included.
         fixed: number of tensors without a gradient, such as running statistics.
-        backward_needs_y: `backward_needs_y(*args)` says whether y is saved for `backward`, which else gets None.
+        backward_needs_y: `backward_needs_y(*args)` returns whether y is saved for `backward`, which otherwise gets
+            None.
         plain: `plain(block)` returns a module that computes the same as the kernels with the block's parameters.
-        settings: `settings(x)` returns global settings that the kernels depend on, as part of the recording's key.
+        settings: `settings(x)` returns global settings that the kernels depend on. Recordings of passes (see tape.py)
+            are repeated only under equal settings.
 
     """
 
@@ -61,12 +63,12 @@ class Fused:
         self.operator = _operator(self, f"attzoo::{name}", arguments, saved_count)
 
     def __call__(self, block: nn.Module, *args: Any, **options: Any) -> Sequence[Tensor]:
-        """Return y and the saved tensors.
+        """Return y and the saved tensors for the operator's arguments `args`.
 
         Weights are made contiguous, because the kernels assume row-major order. `options` are keyword arguments for
         the block's plain form.
         """
-        weights = [t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :]]
+        weights = [tensor.contiguous() if isinstance(tensor, Tensor) else tensor for tensor in args[self.inputs :]]
         args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
@@ -75,7 +77,7 @@ class Fused:
         return self.function.apply(PlainRerun(self.plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:
-        """Return y and the saved tensors, without autograd."""
+        """Return y and the saved tensors for the operator's arguments, without autograd."""
         outputs = tuple(self.outputs(*args))
         self._run(self.write, args, (), outputs, args, outputs)
         return outputs
@@ -83,9 +85,10 @@ class Fused:
     def _run(
         self, write: Callable[..., None], args: Sequence[Any], first_tensors: Any, last_tensors: Any, *write_args: Any
     ) -> None:
-        """Call write(*write_args), or repeat its recording of an earlier call (see tape.py).
+        """Call write(*write_args), or repeat the recording of an earlier call (see tape.py).
 
-        The tensors of the pass are `first_tensors`, those of `args`, and `last_tensors`, in this order.
+        The tensors of the pass are `first_tensors`, those among the operator's arguments `args`, and `last_tensors`, in
+        this order.
         """
         device = args[0].device
         distinct = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
@@ -98,13 +101,13 @@ class Fused:
                 tape.run(key, tensors, write, *write_args)
 
     def saved(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return the tensors that `backward` needs: tensor arguments, y (None if not needed), and the saved outputs."""
+        """Return the tensors to save for `backward`: those in `args`, y (None if not needed), and `outputs` after y."""
         return [*args[: self.tensors], outputs[0] if self.backward_needs_y(*args) else None, *outputs[1:]]
 
     def backward(self, dy: Tensor, saved: Sequence[Any], options: Sequence[Any]) -> list[Tensor | None]:
-        """Return a gradient for each input and parameter; None for those that are None.
+        """Return the gradient of each input and parameter; None for an input or parameter that is None.
 
-        dy: gradient of y. saved: the result of the method `saved`. options: the arguments after the tensors.
+        dy: gradient of y. saved: the result of the method `saved`. options: the operator's arguments after the tensors.
         """
         args, (y, *saved_outputs) = [*saved[: self.tensors], *options], saved[self.tensors :]
         gradients = self.gradients(args)
@@ -112,14 +115,14 @@ class Fused:
         return gradients
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
-        """Allocate the gradient of each input and parameter in `args`; None for those that are None."""
-        return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
+        """Allocate the gradient of each input and parameter in `args`; None for an input or parameter that is None."""
+        return [None if tensor is None else torch.empty_like(tensor) for tensor in args[: self.learned]]
 
 
 def cache_key(arg: Any) -> Hashable:
-    """Return the part of a recording's key for an argument: shape, strides, dtype and alignment of a tensor.
+    """Return the part of a recording's key for an argument of the operator.
 
-    Other values are returned unchanged, lists as tuples.
+    For a tensor it is shape, strides, dtype and alignment, for a list a tuple, and for any other value the value.
     """
     if isinstance(arg, Tensor):
         return arg.shape, arg.stride(), arg.dtype, arg.data_ptr() % ALIGNED
@@ -127,11 +130,14 @@ def cache_key(arg: Any) -> Hashable:
 
 
 def _function(fused: Fused) -> type[torch.autograd.Function]:
-    """Return the `autograd.Function` of `fused` for eager mode."""
+    """Return the class `autograd.Function` that runs `fused` in eager mode."""
 
     class Call(torch.autograd.Function):
+        """The `autograd.Function` of `fused`."""
+
         @staticmethod
         def forward(ctx: Any, plain: PlainRerun, *args: Any) -> tuple[Tensor, ...]:
+            """Return y and the saved tensors; `plain` reruns the plain form for differentiable gradients."""
             outputs = fused.forward(*args)
             ctx.plain, ctx.options = plain, args[fused.tensors :]
             ctx.save_for_backward(*fused.saved(args, outputs))
@@ -141,6 +147,7 @@ def _function(fused: Fused) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
+            """Return the gradients of all arguments, None for those without."""
             saved = ctx.saved_tensors   # read once: a checkpoint recomputes them, and only once
             if dy is None:
                 gradients: Sequence[Tensor | None] = [None] * fused.learned
@@ -156,7 +163,7 @@ def _function(fused: Fused) -> type[torch.autograd.Function]:
 class PlainRerun:
     """Rerun a block's plain form, in the training mode of the original call, for differentiable gradients.
 
-    plain: `Fused.plain`, which returns the module to run. options: keyword arguments of the call.
+    plain: `Fused.plain`, which returns the module to run. options: keyword arguments of the block's call.
     """
 
     def __init__(self, plain: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any]) -> None:
@@ -175,9 +182,9 @@ class PlainRerun:
             self._train(current_modes)
 
     def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Return the output of a module for inputs and parameters, in this order; buffers are copied."""
+        """Return the output of a module for `tensors`: inputs, then values of its parameters. Buffers are copied."""
         names = [name for name, _ in module.named_parameters()]
-        present = [t for t in tensors if t is not None]
+        present = [tensor for tensor in tensors if tensor is not None]
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # already updated
         arrays = dict(zip(names, learned, strict=True)) | buffers
@@ -188,7 +195,7 @@ class PlainRerun:
             THREAD_STATE.plain = False
 
     def _train(self, modes: Sequence[bool]) -> None:
-        """Set the training modes of the block and its submodules."""
+        """Set the training modes of the block and its submodules, one for each module in the order of `modules()`."""
         for part, training in zip(self.block.modules(), modes, strict=True):
             part.training = training
 
@@ -197,6 +204,7 @@ def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function so that `THREAD_STATE.in_graph` is True while it runs."""
 
     def call_in_graph(*args: Any) -> Any:
+        """Return function(*args)."""
         THREAD_STATE.in_graph = True
         try:
             return function(*args)
@@ -207,7 +215,10 @@ def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
-    """Return the operator for graphs. Register a second operator for its backward pass."""
+    """Register the operator of `fused` for graphs and a second one for its backward pass, and return the first.
+
+    name: name with namespace, "attzoo::se". arguments and saved_count: as in `Fused`.
+    """
     library = torch.library
     results = ", ".join(["Tensor"] * (1 + saved_count))
     schema = f"({arguments}) -> ({results})"
@@ -215,22 +226,30 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
     operator.register_fake(lambda *args: tuple(fused.outputs(*args)))
 
     def run_backward(dy: Tensor, y: Tensor | None, saved: list[Tensor], *args: Any) -> list[Tensor]:
+        """Return the gradients of those inputs and parameters that are not None.
+
+        Arguments: the gradient of y, y, the other saved tensors, and the operator's arguments.
+        """
         gradients = fused.backward(dy, [*args[: fused.tensors], y, *saved], args[fused.tensors :])
         return [gradient for gradient in gradients if gradient is not None]
 
     schema = f"(Tensor dy, Tensor? y, Tensor[] saved, {arguments}) -> Tensor[]"
     backward_operator = library.custom_op(f"{name}_backward", _in_graph(run_backward), mutates_args=(), schema=schema)
-    backward_operator.register_fake(lambda dy, y, saved, *args: [t for t in fused.gradients(args) if t is not None])
+    backward_operator.register_fake(
+        lambda dy, y, saved, *args: [tensor for tensor in fused.gradients(args) if tensor is not None]
+    )
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+        """Save the tensors for the backward pass."""
         ctx.options = inputs[fused.tensors :]
         ctx.save_for_backward(*fused.saved(inputs, output))
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
+        """Return the gradients of all arguments, None for those without."""
         saved = ctx.saved_tensors
         tensors, (y, *saved_outputs) = saved[: fused.tensors], saved[fused.tensors :]
         computed_gradients = iter(backward_operator(dy, y, saved_outputs, *tensors, *ctx.options))
-        gradients = [None if t is None else next(computed_gradients) for t in tensors[: fused.learned]]
+        gradients = [None if tensor is None else next(computed_gradients) for tensor in tensors[: fused.learned]]
         return *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 
     operator.register_autograd(backward, setup_context=setup)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class KernelCase:
-    """One way to call a block, listed as CASES in the module of its kernels.
+    """One way to call a block, for tests of its kernels. CASES in the module of the kernels lists them.
 
     Args:
         arguments: arguments of the block, besides `channels`.
@@ -21,8 +21,8 @@ class KernelCase:
         coarse: factor by which further inputs are smaller than x along each spatial axis.
         exact: whether float32 products are computed without TF32.
         rare: whether the case is compiled only with `tests/aot.py --every`.
-        starts: number of kernels and computing operators launched in inference, in the forward pass of training and in
-            the backward pass; None if unspecified. The table in docs/kernels.md is generated from these.
+        starts: number of kernels and operators launched in inference, in the forward pass of training and in the
+            backward pass; None if unspecified. The table in docs/kernels.md is generated from these.
 
     """
 
@@ -35,7 +35,14 @@ class KernelCase:
 
 
 class Marks(NamedTuple):
-    """Limits of a goal: time in copies of x (maximum), and speedups over the peer, eager and compiled (minimum)."""
+    """Limits of a speed goal.
+
+    Attributes:
+        copies: largest time, as a multiple of the time of copying x.
+        eager: smallest speedup over another library's eager block.
+        compiled: smallest speedup over another library's block under torch.compile.
+
+    """
 
     copies: float
     eager: float
@@ -47,12 +54,12 @@ class Goal:
     """A speed goal for calls of a block on an H200, at the sizes of the benchmark's suites.
 
     Args:
-        modes: "inference", "forward" or "backward".
-        accept: required values.
-        aim: desired values.
+        modes: the modes that the goal applies to, of "inference", "forward" and "backward".
+        accept: required limits.
+        aim: desired limits.
         sides: sizes of x along its last axis that the goal applies to; empty for any.
         arguments: values of the block's arguments that the goal applies to; other arguments may have any value.
-        coarse: whether the goal applies to further inputs that are spatially smaller than x.
+        coarse: whether the goal applies to calls with a further input spatially smaller than x, or to all other calls.
 
     """
 

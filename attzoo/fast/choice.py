@@ -38,7 +38,8 @@ NORMS: Final = tuple(BATCH_NORM.values())
 OLDEST: Final = "3.6"        # oldest Triton that the kernels were compiled with
 OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with it; torch.compile of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
-TRITON: Final = next((d.version for d in distributions(name="triton")), OLDEST)   # nightlies have another name
+# Nightly builds are distributed under another name.
+TRITON: Final = next((package.version for package in distributions(name="triton")), OLDEST)
 EARLY: Final = is_older(TRITON, OLDEST)
 EARLY_TORCH: Final = is_older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -88,7 +89,7 @@ def should_use_kernels(block: Any, *inputs: Tensor) -> bool:
     if settings.chosen == "eager":
         return False
     if settings.chosen == "auto":
-        is_program = guard.is_exporting() or not isinstance(inputs[0], Tensor)   # used for inputs of any size
+        is_program = guard.is_exporting() or not isinstance(inputs[0], Tensor)   # may be run with inputs of any size
         if is_program or not has_recorded_win(type(block), inputs[0]):
             return False
     if not torch.compiler.is_compiling():
@@ -106,7 +107,7 @@ def should_use_kernels(block: Any, *inputs: Tensor) -> bool:
 
 
 def is_known_to_pass(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether `kernels_refusal` accepted this block with inputs of these shapes, and nothing has changed since."""
+    """Whether `kernels_refusal` has accepted this block with inputs like these, and nothing has changed since."""
     checked = CHECKED.get(block)
     return (
         checked is not None
@@ -117,12 +118,12 @@ def is_known_to_pass(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
 
 
 def _signature(x: Tensor) -> tuple[Any, ...]:
-    """Return the properties of an input that `kernels_refusal` depends on."""
+    """Return type, shape, dtype and device of an input, on which the result of `kernels_refusal` depends."""
     return type(x), x.shape, x.dtype, x.device
 
 
 def has_recorded_win(kind: type, x: Tensor) -> bool:
-    """Whether the kernels of this class of block were faster in a recorded measurement with an input like x."""
+    """Whether the kernels of block class `kind` were faster in a measurement in wins.py with an input like x."""
     if not LEAST or not x.is_cuda:
         return False
     dtype = str(x.dtype).removeprefix("torch.")
@@ -153,15 +154,15 @@ def kernels_refusal(block: Any, inputs: Sequence[Tensor]) -> str | None:
 
 
 def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """Return why the devices, dtypes or sizes are not supported; None if they are."""
+    """Return why devices, dtypes or sizes of inputs and weights are not supported, for an error; None if they are."""
     if not all(isinstance(x, Tensor) for x in inputs):
         return f"torch.fx cannot trace the kernels, and passes {type(inputs[0]).__name__} as input"
     device, tensors = inputs[0].device, _tensors(block, inputs)
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"the kernels need inputs on a CUDA device, got an input on {device}"
-    if len(devices := {t.device for t in tensors}) > 1:
+    if len(devices := {tensor.device for tensor in tensors}) > 1:
         return f"inputs and weights must be on one device, got {', '.join(sorted(map(str, devices)))}"
-    if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
+    if not (dtypes := {tensor.dtype for tensor in tensors}) <= DTYPES:
         return f"the kernels support float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"all inputs must have one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
@@ -173,13 +174,15 @@ def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
 
 def _tensors(block: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the inputs, and the parameters and floating-point buffers of the block."""
-    return [*inputs, *(t for part in block.modules() for t in guard.own_tensors(part))]
+    return [*inputs, *(tensor for part in block.modules() for tensor in guard.own_tensors(part))]
 
 
 def _refusal_of_modules(block: Any) -> str | None:
-    """Return why the modules of the block are not supported; None if they are."""
+    """Return why a method, layer or hook of the block is not supported, for an error; None if all are."""
     parts = [getattr(block, name) for name in block.parts]
-    if not block.has_own_forms or any(type(p) is not kind for p, kind in zip(parts, block.parts.values(), strict=True)):
+    if not block.has_own_forms or any(
+        type(part) is not kind for part, kind in zip(parts, block.parts.values(), strict=True)
+    ):
         return "the block or a block inside it is of a subclass, whose changes the kernels would ignore"
     own = [block, *parts]
     if not all(guard.is_unmodified(part, type(part)) for part in own):
@@ -193,7 +196,7 @@ def _refusal_of_modules(block: Any) -> str | None:
 
 
 def _has_standard_options(part: Any, block: Any) -> bool:
-    """Whether a layer computes the same as the layer that the block creates. The kernels read only its weights."""
+    """Whether a layer `part` of a block computes what the kernels compute from the layer's weight and bias."""
     if not isinstance(part, nn.Identity) and not guard.parameter_names(part) >= {"weight", "bias"}:
         return False   # computed from other parameters, as by a parametrization
     if type(part) in CONVS:
@@ -206,9 +209,9 @@ def _has_standard_options(part: Any, block: Any) -> bool:
 
 
 def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """Return why kernels cannot be called in the current context; None if they can.
+    """Return why kernels cannot be called now, for an error; None if they can.
 
-    While torch.compile traces, nothing is checked.
+    GPU, tracing, transforms and types of tensors are checked; nothing is checked while torch.compile traces.
     """
     if torch.compiler.is_compiling():
         return None
@@ -220,7 +223,7 @@ def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
         return "torch.jit.trace cannot trace the kernels"
     if guard.in_transform() or guard.in_forward_derivative():
         return "the kernels do not support torch.func transforms and forward-mode derivatives"
-    if not (kinds := {type(t) for t in _tensors(block, inputs)}).issubset(guard.PLAIN):
+    if not (kinds := {type(tensor) for tensor in _tensors(block, inputs)}).issubset(guard.PLAIN):
         return f"the kernels need plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"
     return None
 
@@ -237,7 +240,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def _properties(device: torch.device) -> tuple[int, int]:
-    """Return the compute capability, without a cache."""
+    """Return the compute capability of a GPU as torch reports it, without the cache of `capability`."""
     properties = torch.cuda.get_device_properties(device)   # a constant to torch.compile
     return properties.major, properties.minor
 

@@ -84,17 +84,20 @@ def _infer(x: Tensor, compute_s: Coefficients, compute_t: Coefficients) -> Tenso
 
 # ---- with gradients --------------------------------------------------------------------------------------------------
 #
-# PoolSpace returns the pools over space, PoolChannels the averages and maxima over channels, Multiply the product.
-# PoolSpace.backward runs last and computes the whole gradient of x at once, so that no other tensor of that size is
-# written. The other two pass their contributions to it as gradients of two placeholder tensors, which PoolSpace returns
-# and which they take as inputs: Multiply returns the gradient of y for the first, and PoolChannels returns the
-# contribution of each position to its channels for the second. If the backward pass is itself differentiated, or runs
-# under vmap, autograd differentiates the plain form of each.
+# Three autograd functions compute y: PoolSpace the averages and maxima over space, PoolChannels those over channels,
+# and Multiply the product. PoolSpace.backward runs last and computes the whole gradient of x, so that no other tensor
+# of that size is written. It receives what it needs from the other two as the gradients of two placeholder tensors,
+# which PoolSpace returns and the others take as inputs: Multiply returns the gradient of y for the first placeholder,
+# and PoolChannels the contribution of each position to its channels for the second. If the backward pass is itself
+# differentiated, or runs under vmap, autograd differentiates the plain form of each function.
 
 
 @dataclass
 class BackwardContext:
-    """Values that one forward pass saves for `PoolSpace.backward`: coefficients, and maxima over channels."""
+    """Values that one forward pass saves for `PoolSpace.backward`.
+
+    s and t are the coefficients, None for 1. maxima: maxima of x * s over channels.
+    """
 
     s: Tensor | None = None     # (N, C)
     t: Tensor | None = None     # (N, 1, *S)
@@ -104,12 +107,16 @@ class BackwardContext:
 class PoolSpace(Function):
     """Return two placeholders, (N, C, *S) and (N, 2, *S), and if `pooled` average and maximum over space, (N, C) each.
 
-    Placeholders have no meaning in the forward pass. Their gradients carry values to `backward`, see above.
+    Placeholders have no meaning in the forward pass. Their gradients carry values from the backward passes of
+    `Multiply` and `PoolChannels` to that of `PoolSpace`; see the comment above.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, context: BackwardContext, pooled: bool) -> Any:
-        """Return the placeholders and, if `pooled`, the average and the maximum over space."""
+        """Return the placeholders and, if `pooled`, the average and the maximum over space.
+
+        context: receives the values that the other functions of this forward pass save.
+        """
         pools = _pools(x) if pooled else []
         ctx.context = context
         ctx.save_for_backward(x, *pools[1:])
@@ -136,7 +143,16 @@ class PoolSpace(Function):
 def _grad_of_scaled(
     context: BackwardContext, samples: slice, x: Tensor, dy: Tensor, contributions: Tensor | None, dx: Tensor
 ) -> Tensor:
-    """Return the gradient of x * s for some samples, (N, C, S), in the memory of dx unless it is a part of dy."""
+    """Return the gradient of x * s for a slice of the batch, (N, C, S), in the memory of dx unless it is a part of dy.
+
+    Args:
+        context: the values that the forward pass saved.
+        samples: the slice.
+        x: the whole input, (N, C, *S).
+        dy: gradient of y = x * s * t.
+        contributions: those of `PoolChannels.backward`; None without t.
+        dx: tensor for the gradient of x, whose memory is used.
+    """
     part = _flatten_space(dy[samples])
     if context.t is None:
         return part
@@ -151,10 +167,20 @@ def _grad_of_scaled(
 def _grad_of_input(
     context: BackwardContext, samples: slice, x: Tensor, dz: Tensor, maxima: Tensor, dpools: Any, dx: Tensor
 ) -> None:
-    """Write the gradient of x for some samples into dx, from the gradients dz of x * s, (N, C, S), and `dpools`."""
+    """Write the gradient of x for a slice of the batch into dx.
+
+    Args:
+        context: the values that the forward pass saved.
+        samples: the slice.
+        x: the whole input, (N, C, *S).
+        dz: gradient of x * s for the slice, (N, C, S).
+        maxima: maxima of x over space, (N, C).
+        dpools: gradients of average and maximum over space, (N, C) or None each.
+        dx: tensor to write, (N, C, *S).
+    """
     assert context.s is not None   # for the type checker
     part, dx_part = _flatten_space(x[samples]), _flatten_space(dx[samples])
-    davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if d is None else d for d in dpools)
+    davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if gradient is None else gradient for gradient in dpools)
     mask = torch.eq(part, maxima[samples, :, None], out=torch.empty_like(part))
     per_maximum = dmaximum[samples, :, None] / mask.sum(2, keepdim=True)
     base = torch.addcmul(davg[samples, :, None] / part.shape[2], mask, per_maximum, out=mask)
@@ -184,10 +210,11 @@ class PoolChannels(Function):
 
     @staticmethod
     def backward(ctx: Any, dmaps: Tensor) -> Any:
-        """Return ds and, as the gradient of the placeholder, the contributions (N, 2, *S) of maps to the gradient.
+        """Return the gradient of s and, as the gradient of the placeholder, the contributions to the gradient of x * s.
 
-        At each position, the first is the part that the mean adds to the gradient of every channel, and the second the
-        part that the maximum adds to the gradient of each channel that equals the maximum.
+        dmaps: gradient of the result, (N, 2, *S). Contributions are (N, 2, *S): at each position, the first is the part
+        that the mean adds to the gradient of every channel, and the second the part that the maximum adds to the
+        gradient of each channel that equals the maximum.
         """
         x, s = ctx.saved_tensors
         if needs_differentiable_backward(dmaps):
@@ -248,15 +275,23 @@ class Multiply(Function):
 
 
 def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
-    """Whether a backward pass is differentiated, or runs under vmap, which does not support `out=`."""
+    """Whether a backward pass with these gradients must be made of differentiable operations, without `out=`.
+
+    It must if it is itself differentiated, or runs under vmap.
+    """
     is_differentiable = torch.is_grad_enabled() or guard.in_transform()
-    return is_differentiable or any(d is not None and guard.is_batched_gradient(d) for d in gradients)
+    return is_differentiable or any(
+        gradient is not None and guard.is_batched_gradient(gradient) for gradient in gradients
+    )
 
 
 def differentiate(
     call: Callable[..., list[Tensor]], inputs: tuple[Tensor | None, ...], gradients: Any
 ) -> list[Tensor | None]:
-    """Return the gradient of each input of `call` by autograd, None where not required, from those of its outputs."""
+    """Return the gradient of each input of `call` by autograd; None for an input that requires none.
+
+    call: function of the inputs that returns a list of tensors. gradients: gradients of these tensors, or None each.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():   # views: one input may be computed from another, and no gradient may flow between them
         views = [x if x is None else x.view_as(x) for x in inputs]
@@ -302,9 +337,10 @@ def _write_maps(z: Tensor, maps: Tensor) -> None:
 
 
 def _maxima(context: BackwardContext, samples: slice, x: Tensor, out: Tensor) -> Tensor:
-    """Write 1 into `out` where x * s is the maximum over channels, else 0, for some samples: (N, C, S). Return `out`.
+    """Write 1 into `out` where x * s is the maximum over channels, else 0, for a slice of the batch. Return `out`.
 
-    x * s is rounded as in the forward pass.
+    context: the values that the forward pass saved. samples: the slice. out: (N, C, S) of the slice. x * s is rounded
+    as in the forward pass.
     """
     assert context.maxima is not None   # set by PoolChannels; for the type checker
     z = _flatten_space(x[samples])
@@ -314,7 +350,7 @@ def _maxima(context: BackwardContext, samples: slice, x: Tensor, out: Tensor) ->
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
-    """Yield slices of the batch, each of about PART bytes of x."""
+    """Yield slices of the batch that divide x into parts of about PART bytes."""
     count = max(1, PART // max(1, x[0].nbytes))
     return (slice(i, i + count) for i in range(0, len(x), count))
 
@@ -325,7 +361,7 @@ def _flatten_space(x: Tensor) -> Tensor:
 
 
 def _scratch(x: Tensor) -> Tensor:
-    """Allocate a tensor for the first part of x, (N, C, S), in the memory layout of x."""
+    """Allocate a tensor (n, C, S) as large as the first part of x, in the memory layout of x."""
     return torch.empty_like(_flatten_space(x[next(_parts(x))]))
 
 

@@ -29,14 +29,22 @@ Maker = Callable[[Tensor], Tensor]   # allocates a tensor on the device of its a
 
 
 class Recording(NamedTuple):
-    """Allocations, constants, and calls: each call is a function and a getter of its arguments from all values."""
+    """What a pass did: the tensors that it allocated, and the functions that it called.
+
+    Attributes:
+        makers: functions that allocate one tensor each.
+        constants: arguments of calls that are not tensors.
+        calls: for each call, the function, and a function that selects its arguments from a list of all values: the
+            tensors of the pass, the allocated tensors and the constants.
+
+    """
 
     makers: Sequence[Maker]
     constants: Sequence[Any]
     calls: Sequence[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]]
 
     def repeat(self, tensors: Sequence[Any]) -> None:
-        """Repeat the recorded allocations and calls with these tensors."""
+        """Repeat the recorded allocations and calls with the tensors of another pass, in the same order."""
         x = tensors[0]
         values = [*tensors, *[allocate(x) for allocate in self.makers], *self.constants]
         for function, get_arguments in self.calls:
@@ -44,7 +52,7 @@ class Recording(NamedTuple):
 
 
 class Tape:
-    """A recording in progress of a pass over these tensors, of which some may be None."""
+    """A recording in progress of one pass over `tensors`, of which some may be None."""
 
     def __init__(self, tensors: Sequence[Any]) -> None:
         present = [tensor for tensor in tensors if tensor is not None]
@@ -56,16 +64,17 @@ class Tape:
         self.calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]] = []
 
     def allocated(self, tensor: Tensor, allocate: Maker) -> Tensor:
-        """Record an allocation, and return the tensor."""
+        """Record that `allocate` made `tensor`, and return the tensor."""
         self.makers.append(allocate)
         self.slots[id(tensor)] = len(self.tensors)
         self.tensors.append(tensor)
         return tensor
 
     def called(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
-        """Record a call.
+        """Record a call of a function with these arguments.
 
-        A tensor stands for its latest maker, as two makers may return the same tensor now and different ones later.
+        A tensor stands for its latest allocation, as two allocations may return the same tensor now and different ones
+        later.
         """
         slots = []
         for arg in args:
@@ -85,7 +94,7 @@ class Tape:
 
 
 def _single_getter(slot: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """Return an `itemgetter` for one item that returns a tuple, as for several items."""
+    """Return a function that returns the tuple of one item, at index `slot`; `itemgetter` returns the item itself."""
     return lambda values: (values[slot],)
 
 
@@ -114,13 +123,13 @@ def unwatched(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 def allocated(make: Maker, x: Tensor) -> Tensor:
-    """Return make(x), a new tensor on the device of x, and record the allocation."""
+    """Return make(x), a new tensor on the device of x, and record the allocation if a recording is in progress."""
     tape = current()
     return make(x) if tape is None else tape.allocated(make(x), make)
 
 
 def call(function: Callable[..., Any], *args: Any) -> None:
-    """Call a function that writes into one of its arguments, and record the call."""
+    """Call a function that writes into one of its arguments, and record the call if a recording is in progress."""
     unwatched(function, *args)
     if tape := current():
         tape.called(function, args)
@@ -129,8 +138,8 @@ def call(function: Callable[..., Any], *args: Any) -> None:
 def run(key: Hashable, tensors: Sequence[Any], write: Callable[..., None], *args: Any) -> None:
     """Call write(*args), a pass over `tensors`, or repeat its recording.
 
-    `key` must hold everything that the launches depend on. Nothing is recorded under a user's dispatch or function
-    mode.
+    `key` must contain everything on which the launches of the pass depend. Nothing is recorded while a
+    TorchDispatchMode or TorchFunctionMode of the user is active.
     """
     recording = RECORDED.get(key)
     if recording is not None:

@@ -15,15 +15,15 @@ MARK: Final = "has_attached_block"   # an attribute of every module with an atta
 
 
 def attend_to_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Forward hook: return the output of the attached block for the output of its module."""
+    """Return the output of the attached block for the output of its module. A forward hook of the module."""
     attended: Tensor = _block(module)(output)
     return attended
 
 
 def attend_to_skip(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Forward hook of a skip connection, whose output is x and y, concatenated along axis 1: apply the block to x.
+    """Return the output of a skip connection, with the attached block applied to its part x. A forward hook.
 
-    A block with a gating signal gets y.
+    The output is x and y, concatenated along axis 1. A block with a gating signal gets y as that signal.
     """
     block, x = _block(module), args[0]
     y = output[:, x.shape[1] :]
@@ -35,7 +35,7 @@ HOOKS: Final = (attend_to_output, attend_to_skip)
 
 
 def _block(module: nn.Module) -> nn.Module:
-    """Return the block attached to a module."""
+    """Return the block attached to a module. Raise RuntimeError if the module has none any more."""
     block = getattr(module, CHILD, None)
     if block is None:   # torch.ao.quantization.fuse_modules moves the hook to the module that it makes
         hint = "fuse or quantize the network first, and attach blocks then"
@@ -64,7 +64,7 @@ def is_attached(module: nn.Module) -> bool:
 
 
 def is_sequence(module: nn.Module) -> bool:
-    """Whether a module calls all of its children one after the other, also one that is added later."""
+    """Whether a module is an nn.Sequential, which calls all children, also one that is added later."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 

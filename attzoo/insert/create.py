@@ -18,7 +18,8 @@ MEANS: Final = (0, 1, -1, 5, -5, 25, -25)   # factors of the means of channels, 
 def images(shape: tuple[int, ...]) -> Array:
     """Return random images (N, C, *S) for a shape (C, *S), to compare what two blocks compute.
 
-    The means of their channels differ in size and sign, so that activations with bounds, such as relu6, reach these.
+    The means of their channels differ in size and sign, so that activations with bounds, such as relu6, reach the
+    bounds.
     """
     rng = np.random.default_rng(0)
     channel_means = np.multiply.outer(MEANS, rng.normal(size=shape[0])).reshape(-1, shape[0], *(1,) * len(shape[1:]))
@@ -39,19 +40,19 @@ def candidate_arguments(
     """
     overridden = {"channels"} | _overridden(name, options)
     for choice in source.choices:
-        yield {k: v for k, v in {**choice, **from_shapes}.items() if k not in overridden} | dict(options)
+        yield {key: value for key, value in {**choice, **from_shapes}.items() if key not in overridden} | dict(options)
 
 
 def _overridden(name: str, options: Mapping[str, Any]) -> set[str]:
-    """Return the names of the arguments that options set, also by a variant or by a rule such as `reduction`."""
-    variant = next((v for key, v in registry.variants(name).items() if key == options.get("variant")), None)
+    """Return the names of the arguments that `options` set, also by a variant or by a rule such as `reduction`."""
+    variant = next((value for key, value in registry.variants(name).items() if key == options.get("variant")), None)
     overridden = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
     spec: Any = registry.get(name, backend="numpy")
     return overridden | {str(field.metadata.get("rule_for")) for field in fields(spec) if field.name in overridden}
 
 
 def check_one_input(name: str, host: str, hint: str) -> None:
-    """Raise ValueError for a block with a gating signal.
+    """Raise ValueError if block `name` takes a gating signal besides x.
 
     host: "module" or "layer", for the error. hint: the remedy, for the error.
     """

@@ -15,8 +15,8 @@ class Residual:
 
     Args:
         ends: attributes that may be the last module of the residual branch; the first that is a module is used.
-        flag: an attribute that is False if a block has no shortcut; blocks without the attribute have a shortcut.
-
+        flag: an attribute that is False if a block has no shortcut; blocks without the attribute, or with flag "", have
+            one.
     """
 
     ends: tuple[str, ...]

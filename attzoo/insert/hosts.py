@@ -76,7 +76,7 @@ def select_modules(model: nn.Module, pattern: Any, argument: str) -> dict[str, n
     Modules inside attached blocks are selected only if `argument` is "where".
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    prefixes = tuple(f"{child_path(path)}." for path, m in modules.items() if is_attached(m))
+    prefixes = tuple(f"{child_path(path)}." for path, module in modules.items() if is_attached(module))
     chosen = select(
         {path: module for path, module in modules.items() if argument == "where" or not path.startswith(prefixes)},
         pattern, argument, type(model).__name__,
@@ -93,25 +93,34 @@ def _residual_end(path: str, block: nn.Module) -> Host | None:
     child = next((name for name in family.ends if isinstance(getattr(block, name, None), nn.Module)), None)
     if child is None:
         return None
-    attention = [m for name, module in block.named_modules() for m in module.modules() if _is_attention(name, module)]
+    attention = [
+        submodule
+        for name, module in block.named_modules()
+        for submodule in module.modules()
+        if _is_attention(name, module)
+    ]
     counts = [known_channels(module) for module in block.modules() if not any(module is part for part in attention)]
-    channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]   # of the last module
+    # Those of the last module.
+    channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]
     return Host(f"{path}.{child}".lstrip("."), getattr(block, child), channels, rank)
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:
-    """Whether a module of a residual block is attention, whose convolutions may have other channels."""
+    """Whether a submodule of a residual block, with attribute `name`, is attention.
+
+    The convolutions of attention may have other channels than the block.
+    """
     return name == "se" or can_attend(module) or isinstance(module, IdentityStart)
 
 
 def inside_compiled(host: Host) -> Host:
-    """Return the host with the module inside torch.compile's wrapper, which hides the attributes of the module."""
+    """Return the host of the module inside torch.compile's wrapper, which hides the module's attributes, or `host`."""
     compiled = dict(host.module.named_children()).get("_orig_mod")
     return host if compiled is None else replace(host, path=f"{host.path}._orig_mod", module=compiled)
 
 
 def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
-    """Return the number of channels and of spatial axes of a module's output; None for a number it does not declare."""
+    """Return the number of channels and of spatial axes that a module declares for its output, None if unknown."""
     for cls, (attribute, rank) in CHANNELS.items():
         if isinstance(module, cls):
             return int(getattr(module, attribute)), rank
@@ -120,22 +129,22 @@ def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
 
 
 def check_host(host: Host) -> None:
-    """Raise ValueError if no block can be attached to a module."""
+    """Raise ValueError if no block can be attached to the module of a host."""
     check_not_scripted(host.path, host.module)
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
         got = f"the {type(host.module).__name__} {host.path!r}, which has none: choose modules in it"
         raise ValueError(f"expected a module with a forward pass, got {got}")
     if isinstance(host.module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not is_sequence(host.module):
-        got = f"{type(host.module).__name__}: it may call the block like its own modules, so choose the last of them"
-        raise ValueError(f"expected {host.path!r} with the forward of its torch class, got {got}")
+        got = f"{type(host.module).__name__}, which overrides it and may call the block too: choose its last module"
+        raise ValueError(f"expected {host.path!r} to have the forward of its torch class, got {got}")
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis: choose another module"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
-    if any(p.is_complex() for p in host.module.parameters(recurse=False)):
-        raise ValueError(f"expected real numbers from {host.path!r}, got a complex module: choose another")
+    if any(parameter.is_complex() for parameter in host.module.parameters(recurse=False)):
+        raise ValueError(f"expected real numbers from {host.path!r}, got complex ones: choose another module")
     if hasattr(host.module, CHILD):
         hint = "detach it first" if is_attached(host.module) else "choose the module before or after it"
-        raise ValueError(f"expected {host.path!r} without an attribute {CHILD!r}, got one that has it: {hint}")
+        raise ValueError(f"expected {host.path!r} to have no attribute {CHILD!r}, got a module that has one: {hint}")
 
 
 def check_not_scripted(path: str, module: nn.Module) -> None:
@@ -154,10 +163,11 @@ def check_wrappers(model: nn.Module) -> None:
 
 
 def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Return the shapes of each block's inputs, by path, from one call of the model without gradients.
+    """Return the shapes of each block's inputs, by the path of its host, from one call of the model without gradients.
 
-    The result is empty without an example. Raises ValueError if a module is not called exactly once or does not return
-    one feature map, or, without an example, if it does not declare its number of channels.
+    `example` is an input of the network, as in `attach`; without one the result is empty. Raises ValueError if a module
+    is not called exactly once or does not return one feature map, or, without an example, if it does not declare its
+    number of channels.
     """
     if example is None:
         if missing := [host.path for host in hosts if host.channels is None]:
@@ -178,9 +188,9 @@ class Call:
     Args:
         args: its positional arguments.
         output: what it returned.
-        last_axis: size of the last axis of the output of the last layer with known channels that was called before
-            the module returned, if this is a linear map or layer norm over the last axis; else None.
-
+        last_axis: the number of channels if they are the last axis of the output, as after a linear map or layer norm
+            over the last axis; else None. The last layer with known channels that was called before the module returned
+            decides this.
     """
 
     args: tuple[Any, ...]
@@ -201,11 +211,13 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
     last_axis: list[int | None] = [None]
 
     def record_last_axis(module: nn.Module, args: Any, output: Any) -> None:
-        """Set `last_axis` after a call of a layer with known channels."""
+        """Store the size of the last axis of a layer's output, for `Call.last_axis`. A forward hook of the layer."""
         if isinstance(output, Tensor) and output.ndim > 2:   # not the vectors of squeeze and excitation
             last_axis[0] = output.shape[-1] if isinstance(module, LAST_AXIS) else None
 
-    layers = [m for m in model.modules() if isinstance(m, LAST_AXIS) or known_channels(m)[0] is not None]
+    layers = [
+        module for module in model.modules() if isinstance(module, LAST_AXIS) or known_channels(module)[0] is not None
+    ]
     handles = [layer.register_forward_hook(record_last_axis) for layer in layers]
     handles += [
         module.register_forward_hook(
@@ -222,13 +234,19 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
 
 
 def _block_inputs(host: Host, call: Call) -> tuple[Any, ...]:
-    """Return the inputs of a block in a call of its host: the output, or at a skip connection x and a gating signal."""
+    """Return the inputs of a host's block in one call of the host.
+
+    They are the output of the host or, at a skip connection, x and the gating signal.
+    """
     x = call.args[0] if host.is_skip else None
     return (call.output,) if x is None else (x, call.output[:, x.shape[1] :])
 
 
 def _check_calls(host: Host, inputs: list[tuple[Any, ...]], calls: list[Call]) -> None:
-    """Raise ValueError unless a module was called once and returned (N, C, *S)."""
+    """Raise ValueError unless a host was called once and returned (N, C, *S).
+
+    inputs: the inputs of its block in each call. calls: the calls.
+    """
     if len(calls) != 1:
         got = f"{len(calls)} calls: choose another module"
         raise ValueError(f"expected {host.path!r} to be called once for the example, got {got}")

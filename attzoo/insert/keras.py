@@ -26,16 +26,17 @@ Call = Callable[..., Any]   # called with (path, copy of a layer, original layer
 
 
 def attach(model: Any, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
-    """Implement `attzoo.attach` for Keras models."""
+    """Implement `attzoo.attach` for Keras models. `example` is not used."""
     source = _functional(model)
     _check_one_input(name)
     layers = _layers(source)
     paths = _residual_ends(source) if after == "residual" else set(select(layers, after, "after", source.name))
     if with_block := [path for path in sorted(paths) if f"{path}_attention" in layers]:
-        raise ValueError(f"expected no layer '{with_block[0]}_attention', got a model that has it: detach it first")
+        raise ValueError(f"expected no layer '{with_block[0]}_attention', got a model that has one: detach it first")
     inserted: dict[str, tuple[Any, Place]] = {}
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a layer of the copied model, and the block after it if the layer is selected."""
         y = layer(*args, **kwargs)
         if path not in paths:
             return y
@@ -58,6 +59,7 @@ def detach(model: Any) -> Report:
     places: list[Place] = []
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a layer of the copied model unless it is an attached block, whose input is returned."""
         if not isinstance(layer, AttachedBlock):
             return layer(*args, **kwargs)
         places.append(_place(path, original, args[0]))
@@ -70,7 +72,7 @@ def detach(model: Any) -> Report:
 
 
 def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
-    """Implement `attzoo.swap` for Keras models."""
+    """Implement `attzoo.swap` for Keras models. `example` is not used."""
     source = _functional(model)
     _check_one_input(name)
     layers = select(_layers(source), where, "where", source.name)
@@ -82,6 +84,7 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     all_layers, inserted = _layers(source), dict[str, tuple[Any, Place]]()
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a layer of the copied model, or the block that replaces it if the layer is selected."""
         if path not in layers:
             return layer(*args, **kwargs)
         if not can_attend(original):   # a product, whose calls have different coefficients
@@ -98,11 +101,17 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
 
 
 def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
-    """Return the report of new layers, after setting their `trainable`.
+    """Return the report of the layers in `inserted`, after setting their `trainable`.
 
     `trainable` is the option of this name, else True, in frozen nested models too; for a block that got the weights of
     other layers, it is the value of these layers. It is set after the layers are built and after `_copy`, because Keras
     loses it otherwise.
+
+    Args:
+        model: the new model.
+        inserted: path -> the new layer and its entry in the report.
+        options: the user's options.
+
     """
     for layer, place in inserted.values():
         default = place.parameters > 0 or place.weights == "initial"   # no parameters are trainable in a frozen block
@@ -115,35 +124,44 @@ def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str,
     """Return the block that replaces a layer, and its entry in the report.
 
     The block has the weights of the layer, or of the layers before it, if it computes the same as they do.
+
+    Args:
+        path: path of the layer in the model.
+        name: name of the block.
+        layer: the layer.
+        x: the symbolic input of the block.
+        options: the user's arguments of the block.
+
     """
 
-    def make(arguments: Mapping[str, Any]) -> Any:
+    def create_block(arguments: Mapping[str, Any]) -> Any:
+        """Return a new block with these arguments."""
         return _create(path, name, layer, x, arguments)
 
-    block = None if can_attend(layer) else same_block(layer, name, options, make)
+    block = None if can_attend(layer) else same_block(layer, name, options, create_block)
     if block is not None:
         return block, _place(path, block, x, "Keras")
-    block = make(options)
+    block = create_block(options)
     block(x)   # creates its weights
     block.trainable = options.get("trainable", True)
     return block, _place(path, block, x)
 
 
 def _check_one_input(name: str) -> None:
-    """Raise ValueError for a block with a gating signal."""
+    """Raise ValueError if block `name` takes a gating signal."""
     hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where the model has both tensors'
     check_one_input(name, "layer", hint)
 
 
 def _check_first_call(path: str, inserted: Collection[str]) -> None:
-    """Raise ValueError at the second call of a layer."""
+    """Raise ValueError if the layer at `path` was called before; `inserted` has the paths of the calls so far."""
     if path in inserted:
         got = "a layer that the model calls several times: choose another layer"
         raise ValueError(f"expected {path!r} to be called once, got {got}")
 
 
 def _check_called(paths: Collection[str], inserted: Collection[str]) -> None:
-    """Raise ValueError if a selected layer was not called, such as an input layer."""
+    """Raise ValueError if a selected layer in `paths` was not called, such as an input layer."""
     if missing := sorted(set(paths) - set(inserted)):
         got = f"{missing[0]!r}, which it does not call: choose another layer"
         raise ValueError(f"expected layers that the model calls, got {got}")
@@ -164,7 +182,7 @@ def _functional(model: Any) -> Any:
 
 
 def _own_methods(model: Any, base: type[Any]) -> ValueError:
-    """Return the error for a model of a subclass of `base` that overrides methods, which its copy would not have."""
+    """Return the error for a model whose class overrides methods of `base`, because a copy would not have them."""
     if type(model).call is not base.call:
         got = f"{type(model).__name__}, which has its own call"
         return ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
@@ -174,16 +192,17 @@ def _own_methods(model: Any, base: type[Any]) -> ValueError:
 
 
 def _has_graph(layer: Any) -> bool:
-    """Whether a layer is a functional or sequential model, whose layers can be called one by one."""
+    """Whether a layer is a functional or sequential model, so that its layers can be called one by one."""
     return isinstance(layer, keras.Model) and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
 
 
 def _layers(model: Any) -> dict[str, Any]:
-    """Return every layer of a model once, by its first path, nested models included."""
+    """Return every layer of a model, those of nested models included, once, by its first path."""
     layers: dict[str, Any] = {}
     visited: set[int] = set()
 
     def walk(parent: Any, prefix: str) -> None:
+        """Add the layers of `parent`; their paths begin with `prefix`."""
         for layer in parent.layers:
             if id(layer) in visited:
                 continue
@@ -197,7 +216,10 @@ def _layers(model: Any) -> dict[str, Any]:
 
 
 def _copy(model: Any, call: Call) -> Any:
-    """Return a copy of a functional model and its weights, in which `call` calls every layer."""
+    """Return a copy of a functional model with its weights, in which call(path, copy, layer, *inputs) calls each layer.
+
+    The arguments are the path of a layer, its copy, the layer itself, and the arguments of the call.
+    """
     copies: dict[int, tuple[Any, Any, str]] = {}   # id of a layer -> its copy, the layer, and its path
 
     def copy_graph(graph: Any, prefix: str) -> Any:
@@ -216,6 +238,7 @@ def _copy(model: Any, call: Call) -> Any:
             return copy
 
         def call_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            """Return the result of `call` for a copied layer."""
             _, original, path = copies[layer_ids[layer.name]]
             return call(path, layer, original, *args, **kwargs)
 
@@ -234,7 +257,7 @@ def _copy(model: Any, call: Call) -> Any:
 
 
 def _check_compilation(model: Any) -> None:
-    """Raise ValueError if Keras cannot copy the loss or metrics of a model, as it compiles a copy like the model."""
+    """Raise ValueError if a model is compiled with a loss or metrics that Keras cannot copy to the new model."""
     try:
         keras.saving.deserialize_keras_object(model.get_compile_config() if model.compiled else None)
     except (TypeError, ValueError) as err:
@@ -251,8 +274,8 @@ def _clone(layer: Any) -> Any:
     """
     parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
     if method_names := [name for part in parts for name in replaced_methods(part, keras.layers.Layer, "call")]:
-        got = f"one whose {method_names[0]} was replaced: create a layer of a class with this method"
-        raise ValueError(f"expected {layer.name!r} with the methods of its class, which copies have, got {got}")
+        got = f"a layer whose {method_names[0]} was replaced: define a class with this method"
+        raise ValueError(f"expected {layer.name!r} to have the methods of its class, as its copy does, got {got}")
     is_lambda = isinstance(layer, keras.layers.Lambda)   # safe, because its function is not read from a file
     try:
         copy = layer.__class__.from_config(layer.get_config(), **({"safe_mode": False} if is_lambda else {}))
@@ -299,10 +322,9 @@ def _set_state(copy: Any, layer: Any) -> None:
 
 
 def _residual_ends(model: Any) -> set[str]:
-    """Return the names of the layers that end a residual branch.
+    """Return the paths of the layers that end a residual branch, which is one of the two inputs of an Add.
 
-    Of the two inputs of an Add, the residual branch is the one with more layers that the other input does not depend
-    on.
+    Of the two inputs, the residual branch is the one with more layers on which the other input does not depend.
     """
     # id of a tensor -> the path of the layer that computes it, the paths of this layer and all layers before it
     layers_by_tensor: dict[int, tuple[str, frozenset[str]]] = {}
@@ -311,14 +333,15 @@ def _residual_ends(model: Any) -> set[str]:
     model_input: tuple[str, frozenset[str]] = "", frozenset()   # no layers
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a layer, store which layers its output depends on and, for an Add, the end of the residual branch."""
         inputs = [layers_by_tensor.get(id(x), model_input) for x in _tensors(args, kwargs)]
         if type(layer).__name__ == "Add" and len(inputs) == 2:   # a layer, or the operation of x + y
-            (first, before_first), (second, before_second) = inputs
-            ends.add(first if len(before_first - before_second) > len(before_second - before_first) else second)
+            (first, layers_of_first), (second, second_layers) = inputs
+            ends.add(first if len(layers_of_first - second_layers) > len(second_layers - layers_of_first) else second)
         y = layer(*args, **kwargs)
-        before = frozenset({path}).union(*(layers for _, layers in inputs))
+        layers_before = frozenset({path}).union(*(layers for _, layers in inputs))
         for tensor in _tensors(y):
-            layers_by_tensor[id(tensor)] = path, before
+            layers_by_tensor[id(tensor)] = path, layers_before
             held_tensors.append(tensor)   # so that no id is reused
         return y
 
@@ -329,12 +352,15 @@ def _residual_ends(model: Any) -> set[str]:
 
 
 def _tensors(*values: Any) -> Iterator[Any]:
-    """Return the symbolic tensors in nested values."""
+    """Return the Keras tensors in nested values."""
     return (x for x in keras.tree.flatten(values) if keras.utils.is_keras_tensor(x))
 
 
 def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]) -> Any:
-    """Return a new block for the output of a layer."""
+    """Return a new block for x, the symbolic output of a layer.
+
+    path: path of the layer in the model. name: name of the block. options: the user's arguments of the block.
+    """
     if not keras.utils.is_keras_tensor(x) or not 3 <= len(x.shape) <= 5:
         got = getattr(x, "shape", type(x).__name__)
         raise ValueError(f"expected a tensor with 1 to 3 spatial axes from {path!r}, got {got}: choose another layer")
@@ -347,7 +373,11 @@ def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
 
 
 def _policy(layer: Any, x: Any) -> Any:
-    """Return the dtype policy of a layer; for an operation, the global policy if it computes in the dtype of x."""
+    """Return the dtype policy for a block after a layer, whose output is x.
+
+    It is that of the layer; after an operation, it is the global policy if that computes in the dtype of x, else x's
+    dtype.
+    """
     if isinstance(layer, keras.layers.Layer):
         return layer.dtype_policy
     policy = keras.config.dtype_policy()
@@ -382,7 +412,7 @@ def _data_format(layer: Any) -> str | None:
 
 
 def _place(path: str, layer: Any, x: Any, weights: str = "initial") -> Place:
-    """Return the report's entry for a block that is applied to x."""
+    """Return the report's entry for `layer`, a block or the layer around it, applied to the symbolic tensor x."""
     block = layer.block if isinstance(layer, AttachedBlock) else layer
     shape = [1 if i == 0 else size for i, size in enumerate(x.shape)]
     if block.channels_last:

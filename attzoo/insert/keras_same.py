@@ -21,7 +21,7 @@ LIBRARY: Final = "keras"   # the name of the source
 
 
 def is_product(layer: Any) -> bool:
-    """Whether a layer multiplies x by coefficients that are the same at every position."""
+    """Whether a layer is a Multiply of x and coefficients that are the same at every position."""
     if type(layer) is not keras.layers.Multiply or len(layer.input) != 2:
         return False
     x, coefficients = (tuple(tensor.shape) for tensor in layer.input)
@@ -30,7 +30,7 @@ def is_product(layer: Any) -> bool:
 
 
 def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Return a block with the weights of the layers before a product that computes the same as these; else None.
+    """Return a block that computes the same as the layers that end in a product, with their weights; None if none does.
 
     Args:
         layer: the product, a Multiply layer.
@@ -69,9 +69,13 @@ def _state(model: Any) -> dict[str, Any]:
 
 
 def _float32_copy(part: Any) -> Any:
-    """Return a copy of a functional model with new weights that computes in float32, also if its layers have others."""
+    """Return a copy of a functional model that computes in float32, whatever the dtypes of its layers.
+
+    Its weights are new.
+    """
 
     def clone(layer: Any) -> Any:
+        """Return a float32 copy of a layer."""
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer) and "dtype" in config:   # not an operation, such as x + 3
             config = config | {"dtype": "float32"}
@@ -82,10 +86,10 @@ def _float32_copy(part: Any) -> Any:
 
 
 def _comparison(part: Any, channels_last: bool) -> Callable[[Any], bool]:
-    """Return a function of a float32 block: whether its outputs equal those of `part`, for random weights and inputs.
+    """Return a function that tells whether a float32 block and the model `part` have equal outputs for random data.
 
-    They are also compared in training, where layers such as Dropout change their outputs. channels_last: the layout of
-    the inputs of both.
+    Weights and inputs are random. Outputs in training are compared too, because layers such as Dropout change them.
+    channels_last: the layout of the inputs of both.
     """
     rng = np.random.default_rng(0)
     random_part = _float32_copy(part)
@@ -95,7 +99,7 @@ def _comparison(part: Any, channels_last: bool) -> Callable[[Any], bool]:
     x = (np.moveaxis(x, 1, -1) if channels_last else x).astype(np.float32)
 
     def outputs(layer: Any) -> Array:
-        """Return the outputs of a block or of the layers in evaluation and in training."""
+        """Return the outputs of a block or of the model for random inputs, in evaluation and in training."""
         ys = [layer(x, training=training) for training in (False, True)]
         return np.stack([np.asarray(keras.ops.convert_to_numpy(y), np.float64) for y in ys])
 

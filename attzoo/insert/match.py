@@ -44,7 +44,10 @@ def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) 
 
 
 def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
-    """Whether a module matches one pattern. Raise TypeError if the pattern has another type."""
+    """Whether a module at `path` matches one pattern. Raise TypeError if the pattern has another type.
+
+    argument: the name of the argument with the pattern, for the error.
+    """
     if isinstance(pattern, str):
         return path == pattern or (any(character in pattern for character in GLOB) and fnmatchcase(path, pattern))
     if isinstance(pattern, re.Pattern):
@@ -59,7 +62,7 @@ def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
 
 
 def _check_takes_two(function: Any, argument: str) -> None:
-    """Raise TypeError for a function that does not take a path and a module."""
+    """Raise TypeError if a function does not take a path and a module. argument: as in `select`."""
     try:
         signature(function).bind("", None)
     except ValueError:   # some functions written in C have no signature
@@ -70,7 +73,7 @@ def _check_takes_two(function: Any, argument: str) -> None:
 
 
 def _check_not_nested(paths: set[str], argument: str) -> None:
-    """Raise ValueError if a path is inside another path."""
+    """Raise ValueError if a selected path is inside another one. argument: as in `select`."""
     for path in sorted(paths):
         parts = path.split(".")
         for i in range(1, len(parts)):
@@ -80,7 +83,7 @@ def _check_not_nested(paths: set[str], argument: str) -> None:
 
 
 def _suggestion(pattern: Any, modules: Mapping[str, Any]) -> str:
-    """Return the end of the error for a pattern without a match: the nearest path, or all paths or classes."""
+    """Return the end of the error that a pattern has no match: the nearest path, or all paths or classes."""
     modules = {path: module for path, module in modules.items() if path}
     if not modules:
         return ", which has no modules inside it: put it into a Sequential, and choose it there"

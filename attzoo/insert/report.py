@@ -35,7 +35,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Report:
-    """The blocks that were added to a network or removed from it. `print` shows them as a table."""
+    """The blocks that were added to a network or removed from it. `print` shows them as a table.
+
+    Attributes:
+        model: the network after the change.
+        places: the blocks, in their order in the network.
+
+    """
 
     model: Any = field(repr=False)
     places: tuple[Place, ...]
@@ -48,8 +54,8 @@ class Report:
     @property
     def macs(self) -> int | None:
         """Multiply-adds of all blocks for one sample; None if those of a block are unknown."""
-        known = [place.macs for place in self.places if place.macs is not None]
-        return sum(known) if len(known) == len(self.places) else None
+        known_macs = [place.macs for place in self.places if place.macs is not None]
+        return sum(known_macs) if len(known_macs) == len(self.places) else None
 
     def __iter__(self) -> Iterator[Place]:
         return iter(self.places)
@@ -58,7 +64,10 @@ class Report:
         return len(self.places)
 
     def __str__(self) -> str:
-        head = ("path", "block", "channels", "parameters", "MACs", "weights")
-        rows = [(p.path, p.block, p.channels, p.parameters, p.macs, p.weights) for p in self.places]
+        headings = ("path", "block", "channels", "parameters", "MACs", "weights")
+        rows = [
+            (place.path, place.block, place.channels, place.parameters, place.macs, place.weights)
+            for place in self.places
+        ]
         total = (f"{len(self.places)} in all", "", "", self.parameters, self.macs, "")
-        return text_table([head, *rows, total], NUMBERS)
+        return text_table([headings, *rows, total], NUMBERS)

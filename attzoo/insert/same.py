@@ -39,7 +39,8 @@ def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str,
     """
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     if any(tensor.is_meta for tensor in state.values()):
-        raise ValueError("expected modules with weights, got one on the meta device: load its weights first")
+        fix = "load the weights of the network first"
+        raise ValueError(f"expected modules whose weights have values, got one on the meta device: {fix}")
     try:
         return read_arrays({key: to_array(tensor) for key, tensor in state.items()}, source)
     except KeyError:   # computed by weight norm, for example
@@ -74,7 +75,7 @@ def same_block(module: nn.Module, name: str, source: Source, options: Mapping[st
 def _compute_same(module: nn.Module, source: Source, block: nn.Module) -> bool:
     """Whether a module and a float64 block have equal outputs in evaluation mode, for random weights and images.
 
-    With special weights, such as zeros, different functions could have equal outputs.
+    Random weights are needed, because with zeros, for example, different functions could have equal outputs.
     """
     generator = torch.Generator().manual_seed(0)
     float64_module = copy.deepcopy(module).to("cpu", torch.float64).eval()

@@ -90,7 +90,7 @@ def detach(model: nn.Module) -> Report:
 
 
 def _remove(module: nn.Module) -> None:
-    """Undo `append`."""
+    """Undo `append`: remove the block attached to a module, and the hook that calls it."""
     delattr(module, CHILD)
     delattr(module, MARK)
     for hook in HOOKS:
@@ -102,14 +102,14 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
     _check_one_input(name)
     check_wrappers(model)
     chosen = select_modules(model, where, "where")
-    present = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
-    for path, module in present.items():
+    attention_modules = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
+    for path, module in attention_modules.items():
         check_not_scripted(path, module)
         if is_attached(module):
-            raise ValueError(f"expected {path!r} without an attached block, got one that has it: detach it first")
-    if not present:
+            raise ValueError(f"expected {path!r} without an attached block, got a module that has one: detach it first")
+    if not attention_modules:
         raise ValueError(f"where={where!r} matches only nn.Identity: there is no attention to replace, use attach")
-    hosts = [Host(path, module, *known_channels(module)) for path, module in present.items()]
+    hosts = [Host(path, module, *known_channels(module)) for path, module in attention_modules.items()]
     shapes = {} if example is None else shapes_at(model, hosts, example)
     replacements = [(host, *_replacement(model, host, name, shapes, options)) for host in hosts]
     for host, block, _ in replacements:
@@ -132,7 +132,10 @@ def _paths_of(model: nn.Module, module: nn.Module) -> list[str]:
 
 
 def _check_blocks(model: nn.Module, inserted: Iterable[tuple[Host, nn.Module, Place]], example: Any) -> None:
-    """Raise ValueError if a module calls the block itself, as a module that calls all of its children does."""
+    """Raise ValueError if the forward of a host's module calls the attached block too, besides the hook.
+
+    inserted: the hosts with their blocks. example: an input of the network, which is called with it.
+    """
     calls = calls_of(model, {host.path: block for host, block, _ in inserted}, example)
     for path, block_calls in calls.items():
         if len(block_calls) != 1:
@@ -141,13 +144,13 @@ def _check_blocks(model: nn.Module, inserted: Iterable[tuple[Host, nn.Module, Pl
 
 
 def _check_inputs(name: str, hosts: Iterable[Host]) -> None:
-    """Raise ValueError for a block with a gating signal, unless all hosts are skip connections."""
+    """Raise ValueError if block `name` takes a gating signal, unless all hosts are skip connections."""
     if not all(host.is_skip for host in hosts):
         _check_one_input(name)
 
 
 def _check_one_input(name: str) -> None:
-    """Raise ValueError for a block with a gating signal."""
+    """Raise ValueError if block `name` takes a gating signal."""
     hint = 'attach it with after="skips", to a UNet of MONAI, or use attzoo\'s UNet with skip="attention_gate"'
     check_one_input(name, "module", hint)
 
@@ -155,7 +158,17 @@ def _check_one_input(name: str) -> None:
 def _make(
     model: nn.Module, host: Host, name: str, start: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Host, nn.Module, Place]:
-    """Return a host, the block to attach to it, and the block's entry in the report."""
+    """Return `host`, the block to attach to it, and the block's entry in the report.
+
+    Args:
+        model: the network.
+        host: the module that gets the block.
+        name: name of the block.
+        start: as in `attach`.
+        shapes: the shapes of the block's inputs by path of the host, empty if unknown.
+        options: the user's arguments of the block.
+
+    """
     arguments = _device_and_dtype(model, host) | dict(options)
     block = _create(host, name, shapes.get(host.path), arguments)
     factory_options = {argument: arguments.get(argument) for argument in ("device", "dtype")}
@@ -164,7 +177,7 @@ def _make(
 
 
 def _create(host: Host, name: str, shapes: Any, options: dict[str, Any]) -> nn.Module:
-    """Return a new block for the number of channels and of axes of the output of a host."""
+    """Return a new block for the output of a host. `shapes` are the shapes of the block's inputs, None if unknown."""
     channels, rank = (shapes[0][1], len(shapes[0]) - 2) if shapes else (host.channels, host.rank)
     if shapes and len(shapes) > 1:
         options = dict.fromkeys(gating_arguments(name), shapes[1][1]) | options
@@ -186,14 +199,17 @@ def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -
     """Return the report's entry for a block; `shapes` are the shapes of its inputs, None if unknown."""
     spec: Any = without_start(block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
-    parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)
+    parameters = sum(parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
     return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
 
 
 def _replacement(
     model: nn.Module, host: Host, name: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[nn.Module, Place]:
-    """Return the block that replaces a module, with its weights if both compute the same, and the report's entry."""
+    """Return the block that replaces a host's module, and its entry in the report. Arguments as `_make`.
+
+    The block has the weights of the module if both compute the same.
+    """
     arguments, shape = _device_and_dtype(model, host) | dict(options), shapes.get(host.path)
     source = same.source_of(host.module, name)
     if source is not None and host.channels is None:

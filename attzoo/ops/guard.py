@@ -122,8 +122,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 def _has_own_hooks(module: nn.Module) -> bool:
     """Whether hooks are registered on the module itself."""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(own)
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks)
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
@@ -140,12 +140,11 @@ def remove_forward_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """Whether a module is of one of the classes `kinds`, not a subclass, and none of its methods is replaced.
 
-    A method may be replaced on the instance or in its class.
-
-    Names are looked up one by one, because torch.compile of 2.11 cannot trace a set.
+    Methods are those that affect the output. They may be replaced on the instance or in its class. Names are looked up
+    one by one, because torch.compile of 2.11 cannot trace a set.
     """
-    own = module.__dict__
-    on_instance = "forward" in own or "mlp" in own or "plain" in own or replaces_attention(module)
+    attributes = module.__dict__
+    on_instance = "forward" in attributes or "mlp" in attributes or "plain" in attributes or replaces_attention(module)
     return type(module) in kinds and not on_instance and not _replaced_in_class(type(module))
 
 
@@ -153,8 +152,8 @@ def _replaced_in_class(kind: type) -> bool:
     """Whether a method of a block's class was replaced since its definition. False while torch.compile traces."""
     if torch.compiler.is_compiling():
         return False
-    own = getattr(kind, "own_methods", {})
-    return any(getattr(kind, name, None) is not method for name, method in own.items())
+    own_methods = getattr(kind, "own_methods", {})
+    return any(getattr(kind, name, None) is not method for name, method in own_methods.items())
 
 
 def is_ordinary(module: nn.Module, *kinds: type) -> bool:
@@ -167,8 +166,8 @@ def replaces_attention(module: nn.Module) -> bool:
 
     While torch.compile traces, every replacement counts.
     """
-    own = module.__dict__
-    return "attention" in own and (torch.compiler.is_compiling() or not is_idle(own["attention"]))
+    attributes = module.__dict__
+    return "attention" in attributes and (torch.compiler.is_compiling() or not is_idle(attributes["attention"]))
 
 
 class Snapshot:
@@ -179,14 +178,16 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = list(module.modules())[1:]
-        self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # so that no id is reused
+        self.tensors = [
+            tensor for part in (module, *self.parts) for tensor in _tensors(part)
+        ]   # so that no id is reused
         self.states = [_state(part) for part in (module, *self.parts)]
 
     def holds(self, module: nn.Module) -> bool:
         """Whether no submodule or tensor was replaced or converted since the record, and no submodule has a hook.
 
         module: the module that was recorded. The result is False also where `attention` of the module or of a submodule
-        is replaced, because attention_maps may be recording.
+        is replaced, because `attention_maps` may be recording.
         """
         parts = module, *self.parts
         return (
@@ -198,21 +199,21 @@ class Snapshot:
 
 
 def _state(part: nn.Module) -> tuple[Any, ...]:
-    """Return the type, attribute names, children, tensor descriptions and convolution options of a module."""
-    own = part.__dict__
-    tensors = [t if t is None else _form(t) for t in _tensors(part)]
-    options = [own[name] for name in OPTIONS] if "stride" in own else None
-    return type(part), list(own), list(own["_modules"].values()), tensors, options
+    """Return type, attribute names, children, tensor descriptions and convolution options of a module, to compare."""
+    attributes = part.__dict__
+    tensors = [tensor if tensor is None else _form(tensor) for tensor in _tensors(part)]
+    options = [attributes[name] for name in OPTIONS] if "stride" in attributes else None
+    return type(part), list(attributes), list(attributes["_modules"].values()), tensors, options
 
 
 def _tensors(part: nn.Module) -> list[Tensor | None]:
     """Return the parameters and buffers of a module, without its submodules; None for one that is not set."""
-    own = part.__dict__
-    return [*own["_parameters"].values(), *own["_buffers"].values()]
+    attributes = part.__dict__
+    return [*attributes["_parameters"].values(), *attributes["_buffers"].values()]
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
-    """Return id, type, shape, dtype and device of a tensor: assigning .data keeps the id and may change the rest."""
+    """Return id, type, shape, dtype and device of a tensor: assigning `.data` may change all but the id."""
     return id(t), type(t), t.shape, t.dtype, t.device
 
 
@@ -223,5 +224,7 @@ def parameter_names(module: nn.Module) -> Set[str]:
 
 def own_tensors(module: Any) -> list[Tensor]:
     """Return a module's own parameters and floating-point buffers, without the tensors of its submodules."""
-    parameters = [t for t in module._parameters.values() if t is not None]
-    return parameters + [t for t in module._buffers.values() if t is not None and t.is_floating_point()]
+    parameters = [tensor for tensor in module._parameters.values() if tensor is not None]
+    return parameters + [
+        tensor for tensor in module._buffers.values() if tensor is not None and tensor.is_floating_point()
+    ]

@@ -48,15 +48,18 @@ class Conv(keras.layers.Layer):
     """A convolution: (N, *S, I) -> (N, *S, O), or (N, *S // k, O) where mode is "strided".
 
     Mode "zeros" or "circular" is the padding of a convolution that keeps the size; "strided" has no padding and a
-    stride equal to the kernel. The kernel is stored in the order of the spec, (O, I, *k), or (k,) where O = I = 1.
-    keras.layers.Conv2D stores (*k, I, O), and with one output channel cannot be trained in float64 or half precision
-    on Keras's torch backend on a CPU.
+    stride equal to the kernel. `dilation` is the distance between neighbouring taps of the kernel, in pixels. The
+    kernel is stored in the order of the spec, (O, I / groups, *k), or (k,) where O = I = 1. keras.layers.Conv2D stores
+    (*k, I, O), and with one output channel cannot be trained in float64 or half precision on Keras's torch backend on a
+    CPU.
+
+    weight, bias: descriptions of the kernel and the bias in the spec; bias None: no bias.
     """
 
-    def __init__(self, weight: Weight, bias: Weight | None, mode: str, **kwargs: Any) -> None:
+    def __init__(self, weight: Weight, bias: Weight | None, mode: str, dilation: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.descriptions = weight, bias
-        self.mode = mode
+        self.mode, self.dilation = mode, dilation
 
     def build(self, input_shape: Any) -> None:
         """Create the kernel and the bias."""
@@ -78,9 +81,45 @@ class Conv(keras.layers.Layer):
         elif self.mode == "circular":
             half, length, padding = shape[-1] // 2, x.shape[1], "valid"
             x = ops.concatenate([x[:, length - half :], x, x[:, :half]], axis=1)
-        convolution = partial(ops.conv, strides=strides, padding=padding, data_format="channels_last")
-        y = allow_empty_batch(convolution, x, kernel)
+        y = allow_empty_batch(partial(conv, strides=strides, padding=padding, dilation=self.dilation), x, kernel)
         return y if self.bias is None else y + self.bias
+
+
+FEW = 8   # inputs per group up to which TensorFlow computes a grouped convolution as a sum of depthwise ones
+
+
+def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilation: int) -> Any:
+    """Return keras.ops.conv of x and a kernel: (N, *S, I), (*k, I / groups, O) -> (N, *S, O).
+
+    On TensorFlow, keras.ops.conv compiles a grouped convolution with XLA at every call, which takes a second for new
+    shapes, and in 3-D cannot be converted to LiteRT. With few inputs per group it is a sum of depthwise convolutions.
+    strides, padding: as in keras.ops.conv; must be 1 and "same" if there are several groups.
+    """
+    inputs, outputs = kernel.shape[-2:]
+    groups = x.shape[-1] // inputs
+    if groups == 1 or inputs > FEW or keras.backend.backend() != "tensorflow":
+        return ops.conv(x, kernel, strides, padding, "channels_last", dilation)
+    kernel = ops.reshape(kernel, (*kernel.shape[:-1], groups, outputs // groups))
+    y = depthwise(x[..., ::inputs], kernel[..., 0, :, :], dilation)
+    for i in range(1, inputs):
+        y = y + depthwise(x[..., i::inputs], kernel[..., i, :, :], dilation)
+    return y
+
+
+def depthwise(x: Any, kernel: Any, dilation: int) -> Any:
+    """Convolve every channel on its own, padded to keep the size: (N, *S, C), (*k, C, M) -> (N, *S, C * M).
+
+    dilation: as in `Conv`. TensorFlow has no 3-D form: the first spatial axis is part of the batch, in one 2-D
+    convolution per tap along it.
+    """
+    if x.ndim < 5:
+        return ops.depthwise_conv(x, kernel, 1, "same", "channels_last", dilation)
+    n, half = ops.shape(x), kernel.shape[0] // 2 * dilation
+    padded, y = ops.pad(x, ((0, 0), (half, half), *((0, 0),) * 3)), 0
+    for i in range(kernel.shape[0]):
+        images = ops.reshape(padded[:, i * dilation : i * dilation + n[1]], (-1, *n[2:]))
+        y = y + depthwise(images, kernel[i], dilation)
+    return ops.reshape(y, (-1, *n[1:4], kernel.shape[-2] * kernel.shape[-1]))
 
 
 def allow_empty_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
@@ -185,6 +224,37 @@ class LayerNorm(keras.layers.Layer):
         return super().get_config() | {"epsilon": self.epsilon}
 
 
+@register
+class GroupNorm(keras.layers.Layer):
+    """Group norm of consecutive channels: (N, *S, C) -> (N, *S, C). Statistics are computed in float32 or float64.
+
+    groups: number of groups, a divisor of C.
+    """
+
+    def __init__(self, groups: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.groups = groups
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weight and the bias."""
+        shape = (input_shape[-1],)
+        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
+
+    def call(self, x: Any) -> Any:
+        """Return the norm of x (N, *S, C) in the dtype of x."""
+        shape, kind = ops.shape(x), wide(x.dtype)
+        z = ops.reshape(ops.cast(x, kind), (*shape[:-1], self.groups, shape[-1] // self.groups))
+        axes = (*range(1, x.ndim - 1), x.ndim)   # positions, and the channels of a group
+        centered = z - mean(z, axes, keepdims=True)
+        y = ops.reshape(centered * ops.rsqrt(mean(ops.square(centered), axes, keepdims=True) + EPSILON), shape)
+        return ops.cast(y * ops.cast(self.weight, kind) + ops.cast(self.bias, kind), x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return super().get_config() | {"groups": self.groups}
+
+
 def in_dtype_of(x: Any, variable: Any) -> Any:
     """Return a variable in the dtype of x. Keras makes this cast only inside a layer's call."""
     return ops.cast(variable, x.dtype)
@@ -199,9 +269,9 @@ def find(layer: Any, name: str) -> Any:
 
 
 def locate(layer: Any, name: str) -> tuple[Any, str]:
-    """Return the layer that has the variable with canonical `name`, and the name of the attribute for the variable."""
+    """Return the layer inside `layer` that has the variable with canonical `name`, and the name of its attribute."""
     path, _, leaf = name.rpartition(".")
-    if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
+    if isinstance(layer, keras.Model):   # the path of a layer in it is the beginning of `path`
         candidates = [(path_of(part), part) for part in layer.layers if f"{path}.".startswith(f"{path_of(part)}.")]
         layer_path, layer = max(candidates, key=lambda pair: len(pair[0]))
         path = path[len(layer_path) + 1 :]
@@ -246,6 +316,30 @@ def avg_pool(x: Any, channels_last: bool) -> Any:
     return mean(x, space(x, channels_last))
 
 
+def axis_mean(x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the mean over all spatial axes except one. In 1-D, x itself is returned.
+
+    (N, *S, C) -> (N, S[axis], C), or (N, C, *S) -> (N, C, S[axis]).
+    axis: index of the spatial axis that remains, 0 for the first.
+    """
+    remaining = space(x, channels_last)[axis]
+    axes = tuple(a for a in space(x, channels_last) if a != remaining)
+    return mean(x, axes) if axes else x
+
+
+def expand_axis(s: Any, x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the result of `axis_mean`, or a tensor of its shape, reshaped to broadcast with x.
+
+    (N, S[axis], C) -> (N, 1.., S[axis], 1.., C), or (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..).
+    axis: as in `axis_mean`.
+    """
+    shape = ops.shape(s)
+    length = shape[1] if channels_last else shape[2]
+    ones = (1,) * axis, (1,) * (x.ndim - 3 - axis)
+    sizes = (*ones[0], length, *ones[1])
+    return ops.reshape(s, (shape[0], *sizes, shape[2]) if channels_last else (shape[0], shape[1], *sizes))
+
+
 def max_pool(x: Any, channels_last: bool) -> Any:
     """Return the maximum over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C).
 
@@ -274,13 +368,14 @@ def over_channel_norm(e: Any, order: int, epsilon: float) -> Any:
 
 
 def position_softmax(z: Any, channels_last: bool) -> Any:
-    """Return the softmax over the spatial axes: (N, *S, K) or (N, K, *S) -> the same shape. Each channel sums to 1.
+    """Return the softmax of z over the spatial axes, (N, *S, K), or (N, K, *S) without `channels_last`.
 
-    The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1 / S for large maps.
+    Each channel sums to 1. The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1
+    / S for large maps.
     """
     axes, z = space(z, channels_last), ops.cast(z, wide(z.dtype))
-    e = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
-    return e / ops.sum(e, axis=axes, keepdims=True)
+    exponentials = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
+    return exponentials / ops.sum(exponentials, axis=axes, keepdims=True)
 
 
 def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
@@ -295,7 +390,10 @@ def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
 
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """Return the mean over axes in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
+    """Return the mean over the axes `axis` in the dtype of x; keepdims as in keras.ops.mean.
+
+    On JAX and torch, keras.ops.mean computes float64 in float32.
+    """
     if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
         return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
@@ -305,7 +403,7 @@ def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
 
 
 def wide(dtype: Any) -> str:
-    """Return the dtype for statistics and coordinates: "float64" for float64, else "float32"."""
+    """Return the dtype for statistics and coordinates of values of `dtype`: "float64" for float64, else "float32"."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
@@ -367,6 +465,16 @@ def activate(z: Any, act: str) -> Any:
     return {"relu": relu, "silu": ops.silu, "hard_swish": hard_swish}[act](z)
 
 
+def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:
+    """Take the first channel of each group of consecutive channels, then the second of each; the shape is that of x.
+
+    x: (N, *S, C) or (N, C, *S). groups: number of groups, a divisor of C.
+    """
+    shape, axis = tuple(ops.shape(x)), x.ndim - 1 if channels_last else 1
+    grouped = ops.reshape(x, (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :]))
+    return ops.reshape(ops.swapaxes(grouped, axis, axis + 1), shape)
+
+
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:
     """Resample the spatial axes to `size`, one axis after the other: (N, *S, C) -> (N, *size, C).
 
@@ -396,7 +504,8 @@ def nearest(old: Any, new: Any) -> Any:
 def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any, Any]:
     """Return the weights of linear interpolation along an axis from `old` to `new` positions, (new,) each.
 
-    They are the indices of the old position before and after each new position, and the distance from the first.
+    They are the indices of the old position before and after each new position, and the distance from the first, in
+    `dtype`. align_corners: as in `resize`.
     """
     i = ops.cast(ops.arange(new, dtype="int32"), dtype)
     old, new = ops.cast(old, dtype), ops.cast(new, dtype)

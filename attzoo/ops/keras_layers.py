@@ -53,10 +53,11 @@ def inner_settings(layer: Any) -> dict[str, Any]:
     return {key: entry for key, entry in entries.items() if entry}
 
 
-def _equal_policies(a: Any, b: Any) -> bool:
+def _equal_policies(first: Any, second: Any) -> bool:
     """Whether two layers have equal dtype policies."""
-    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))   # maps have no ==
-    return bool(policy_a == policy_b)
+    # DTypePolicyMap does not define ==.
+    first_policy, second_policy = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (first, second))
+    return bool(first_policy == second_policy)
 
 
 def without_inner_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
 
 
 def named(layer: Any, path: str) -> Any:
-    """Store the canonical path of a layer and its description at creation on the layer, and return the layer.
+    """Store on a layer its canonical path and its description at this time, and return the layer.
 
     The path is stored, because names of layers allow no dots in Keras on torch.
     """
@@ -105,29 +106,34 @@ def named(layer: Any, path: str) -> Any:
 
 
 def described(layer: Any) -> str:
-    """Return the class of a layer and the settings that affect its output, as text."""
+    """Return the class of a layer, and those of its settings that affect its output, as text."""
     try:
-        config = {"mode": layer.mode} if isinstance(layer, Conv) else layer.get_config()
+        is_conv = isinstance(layer, Conv)
+        config = {"mode": layer.mode, "dilation": layer.dilation} if is_conv else layer.get_config()
     except NotImplementedError:   # a third party's
         config = {}
-    ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
+    ignored_endings = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
     ignored_settings = ("lora_", POLICIES)
-    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(ignored_settings)]
+    settings = [
+        f"{key}={value!r}"
+        for key, value in config.items()
+        if not key.endswith(ignored_endings) and not key.startswith(ignored_settings)
+    ]
     return f"{type(layer).__name__}({', '.join(settings)})"
 
 
 def check_unchanged(model: Any) -> None:
-    """Raise ValueError if a layer of a model has other settings than at its creation, which its config cannot store."""
+    """Raise ValueError if settings of a layer have changed since its creation, which a config cannot store."""
     for layer in model.layers:
-        if change := changed_settings(layer):
+        if changed_setting := changed_settings(layer):
             hint = "undo the change, or save only the weights, with save_weights()"
-            created, current = change
+            created, current = changed_setting
             expected = f"{path_of(layer)} to be {created}, as the model creates it"
             raise ValueError(f"expected {expected}, got {current}: {hint}")
 
 
 def changed_settings(layer: Any) -> tuple[str, str] | None:
-    """Return a layer's settings at its creation and now if `named` stored them and they differ, else None."""
+    """Return a layer's settings at its creation, as `named` stored them, and now, as texts; None if equal."""
     created = getattr(layer, "made", None)
     if created is None or created == (current := described(layer)):
         return None

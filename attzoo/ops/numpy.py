@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import Array
 
-EPSILON = 1e-5   # added to the variance in batch, layer and instance norm
+EPSILON = 1e-5   # added to the variance in batch, layer, group and instance norm
 MOMENTUM = 0.1   # weight of the current batch in the running statistics
 
 
 def avg_pool(x: Array) -> Array:
     """Return the mean over the spatial axes: (N, C, *S) -> (N, C)."""
     return np.asanyarray(x.mean(axis=tuple(range(2, x.ndim))))
+
+
+def axis_mean(x: Array, axis: int) -> Array:
+    """Return the mean over all spatial axes except one: (N, C, *S) -> (N, C, S[axis]). In 1-D, it is x itself.
+
+    axis: index of the spatial axis that remains, 0 for the first.
+    """
+    axes = tuple(a for a in range(2, x.ndim) if a != 2 + axis)
+    return np.asanyarray(x.mean(axis=axes)) if axes else x
+
+
+def expand_axis(s: Array, x: Array, axis: int) -> Array:
+    """Return the result of `axis_mean`, or an array of its shape, reshaped to broadcast with x.
+
+    (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..). axis: as in `axis_mean`.
+    """
+    return s.reshape(*s.shape[:2], *(1,) * axis, s.shape[2], *(1,) * (x.ndim - 3 - axis))
 
 
 def max_pool(x: Array) -> Array:
@@ -45,8 +63,8 @@ def over_channel_norm(e: Array, order: int, epsilon: float) -> Array:
 def position_softmax(z: Array) -> Array:
     """Return the softmax over the spatial axes: (N, K, *S) -> (N, K, *S). Each of the K channels sums to 1."""
     axes = tuple(range(2, z.ndim))
-    e = np.exp(z - z.max(axis=axes, keepdims=True))
-    return np.asanyarray(e / e.sum(axis=axes, keepdims=True))
+    exponentials = np.exp(z - z.max(axis=axes, keepdims=True))
+    return np.asanyarray(exponentials / exponentials.sum(axis=axes, keepdims=True))
 
 
 def weighted_pool(x: Array, p: Array) -> Array:
@@ -131,14 +149,18 @@ def strided(x: Array, weights: Mapping[str, Array], name: str) -> Array:
     return _add_bias(y, weights, name)
 
 
-def conv(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
-    """Convolve with zero padding of k // 2 pixels and a stride per axis: (N, I, *S) -> (N, O, *ceil(S / stride)).
+def conv(
+    x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int] = (), *, dilation: int = 1
+) -> Array:
+    """Convolve with zero padding of dilation * (k // 2) pixels: (N, I, *S) -> (N, O, *ceil(S / stride)).
 
-    weights: has the kernel "<name>.weight", (O, I, *k) or (O, I) for k = 1, and "<name>.bias", (O,).
+    weights: has the kernel "<name>.weight", (O, I / groups, *k) or (O, I) for k = 1, and may have "<name>.bias", (O,).
+    stride: in pixels per spatial axis; 1 if empty. dilation: distance between neighbouring taps of the kernel, in
+    pixels. The number of groups follows from the kernel: channels of x and outputs are divided into groups in order.
     """
     kernel = weights[f"{name}.weight"]
     kernel = kernel.reshape(kernel.shape + (1,) * (x.ndim - kernel.ndim))
-    return _add_bias(conv_same(x, kernel)[_every(stride)], weights, name)
+    return _add_bias(conv_same(x, kernel, dilation=dilation)[_every(stride)], weights, name)
 
 
 def transposed(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
@@ -169,21 +191,29 @@ def _add_bias(y: Array, weights: Mapping[str, Array], name: str) -> Array:
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
-def conv_same(x: Array, kernel: Array, mode: str = "constant") -> Array:
+def conv_same(x: Array, kernel: Array, mode: str = "constant", dilation: int = 1) -> Array:
     """Cross-correlate x with a kernel of odd sizes, padded to keep the size: (N, I, *S), (O, I, *k) -> (N, O, *S).
 
-    mode: padding mode of `numpy.pad`, "constant" for zeros or "wrap" for circular.
+    mode: padding mode of `numpy.pad`, "constant" for zeros or "wrap" for circular. dilation and groups: as in `conv`.
     """
-    padding = [(k // 2, k // 2) for k in kernel.shape[2:]]
-    return _correlate(np.pad(x, [(0, 0), (0, 0), *padding], mode=mode), kernel)   # type: ignore[call-overload]
+    padding = [(dilation * (k // 2),) * 2 for k in kernel.shape[2:]]
+    padded = np.pad(x, [(0, 0), (0, 0), *padding], mode=mode)   # type: ignore[call-overload]
+    return _correlate(padded, kernel, dilation)
 
 
-def _correlate(x: Array, kernel: Array) -> Array:
-    """Cross-correlate without padding: (N, I, *S), (O, I, *k) -> (N, O, *S - k + 1)."""
-    axes = tuple(range(2, x.ndim))
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], axis=axes)   # (N, I, *S, *k)
-    taps = tuple(range(x.ndim, windows.ndim))
-    return np.moveaxis(np.tensordot(windows, kernel, axes=((1, *taps), tuple(range(1, kernel.ndim)))), -1, 1)
+def _correlate(x: Array, kernel: Array, dilation: int = 1) -> Array:
+    """Cross-correlate without padding: (N, I, *S), (O, I / groups, *k) -> (N, O, *S - dilation * (k - 1))."""
+    sizes = [dilation * (k - 1) + 1 for k in kernel.shape[2:]]
+    windows = np.lib.stride_tricks.sliding_window_view(x, sizes, axis=tuple(range(2, x.ndim)))
+    every_tap = (slice(None),) * x.ndim + (slice(None, None, dilation),) * len(sizes)
+    windows = windows[every_tap]   # (N, I, *S, *k)
+    outputs, inputs, *taps = kernel.shape
+    groups, (batch, _, *space) = x.shape[1] // inputs, windows.shape[: x.ndim]
+    grouped = windows.reshape(batch, groups, inputs, prod(space), prod(taps)).transpose(1, 0, 3, 2, 4)
+    columns = grouped.reshape(groups, batch * prod(space), inputs * prod(taps))
+    matrices = kernel.reshape(groups, outputs // groups, inputs * prod(taps)).swapaxes(1, 2)
+    y = (columns @ matrices).reshape(groups, batch, prod(space), outputs // groups)
+    return y.transpose(1, 0, 3, 2).reshape(batch, outputs, *space)
 
 
 def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool) -> Array:
@@ -230,6 +260,31 @@ def layer_norm(x: Array, weights: Mapping[str, Array], name: str, epsilon: float
     weight, bias = (weights[f"{name}.{part}"].reshape(shape) for part in ("weight", "bias"))
     center, var = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
     return np.asanyarray((x - center) / np.sqrt(var + epsilon) * weight + bias)
+
+
+def group_norm(x: Array, weights: Mapping[str, Array], name: str, groups: int) -> Array:
+    """Normalise each group of consecutive channels of each sample: (N, C, *S) -> (N, C, *S).
+
+    weights: has "<name>.weight" and "<name>.bias", (C,) each. groups: number of groups, a divisor of C.
+    """
+    shape = (-1, *(1,) * (x.ndim - 2))
+    weight, bias = (weights[f"{name}.{part}"].reshape(shape) for part in ("weight", "bias"))
+    grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    axes = tuple(range(2, grouped.ndim))
+    center, var = grouped.mean(axis=axes, keepdims=True), grouped.var(axis=axes, keepdims=True)
+    return np.asanyarray(((grouped - center) / np.sqrt(var + EPSILON)).reshape(x.shape) * weight + bias)
+
+
+def channel_shuffle(x: Array, groups: int) -> Array:
+    """Take the first channel of each group of consecutive channels, then the second of each: (N, C, *S) -> (N, C, *S).
+
+    groups: number of groups, a divisor of C.
+
+    >>> channel_shuffle(np.arange(6).reshape(1, 6, 1), 2).ravel()
+    array([0, 3, 1, 4, 2, 5])
+    """
+    grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    return grouped.swapaxes(1, 2).reshape(x.shape)
 
 
 def instance_norm(x: Array) -> Array:
@@ -298,6 +353,7 @@ def taps(old: int, new: int, align_corners: bool) -> tuple[NDArray[np.integer], 
     """Return the weights of linear interpolation along an axis from `old` to `new` positions, (new,) each.
 
     They are the indices of the old position before and after each new position, and the distance from the first.
+    align_corners: as in `resize`.
 
     >>> taps(2, 4, align_corners=False)
     (array([0, 0, 0, 1]), array([1, 1, 1, 1]), array([0.  , 0.25, 0.75, 0.  ]))

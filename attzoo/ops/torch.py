@@ -120,6 +120,18 @@ class LayerNorm(nn.LayerNorm):
         return in_dtype_of(x, y)   # under autocast on CUDA, F.layer_norm returns float32
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm of consecutive channels, which accepts a single pixel: (N, C, *S) -> (N, C, *S)."""
+
+    def __init__(self, groups: int, channels: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(groups, channels, EPSILON, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of x (N, C, *S) in the dtype of x."""
+        y = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
+        return in_dtype_of(x, y)   # under autocast on CUDA, torch.group_norm returns float32
+
+
 class InstanceNorm(nn.Module):
     """Instance norm without weights, which accepts a single pixel: (N, C, *S) -> (N, C, *S)."""
 
@@ -146,8 +158,29 @@ def avg_pool(x: Tensor) -> Tensor:
     is a tensor as large as x. Half precision uses `mean`, which accumulates in float32, because a sum in float16 may
     overflow. Graphs use `mean` too, because they may be converted to half precision later.
     """
-    space = tuple(range(2, x.ndim))
-    return x.sum(space) / prod(x.shape[2:]) if is_plain(x) and x.dtype in EXACT else x.mean(space)
+    return _mean(x, tuple(range(2, x.ndim)))
+
+
+def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return the mean over axes, of which there is at least one, as `avg_pool` describes."""
+    return x.sum(axes) / prod(x.shape[a] for a in axes) if is_plain(x) and x.dtype in EXACT else x.mean(axes)
+
+
+def axis_mean(x: Tensor, axis: int) -> Tensor:
+    """Return the mean over all spatial axes except one: (N, C, *S) -> (N, C, S[axis]). In 1-D, it is x itself.
+
+    axis: index of the spatial axis that remains, 0 for the first.
+    """
+    axes = tuple(a for a in range(2, x.ndim) if a != 2 + axis)
+    return _mean(x, axes) if axes else x
+
+
+def expand_axis(s: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Return the result of `axis_mean`, or a tensor of its shape, reshaped to broadcast with x.
+
+    (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..). axis: as in `axis_mean`.
+    """
+    return s[(slice(None), slice(None), *(None,) * axis, slice(None), *(None,) * (x.ndim - 3 - axis))]
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -261,12 +294,13 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """
     if guard.pool_ties_exports and guard.is_exporting():
         for axis, w in enumerate(window, start=2):
-            first, end = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
-            x = torch.stack([x.index_select(axis, (first + i).clamp(max=end)) for i in range(w)]).amax(0)
+            window_starts, end = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
+            x = torch.stack([x.index_select(axis, (window_starts + i).clamp(max=end)) for i in range(w)]).amax(0)
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
-    pads_explicitly = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d: none on CUDA
+    # On CUDA, max_pool3d has no deterministic gradient.
+    pads_explicitly = len(window) == 3 and torch.are_deterministic_algorithms_enabled()
     uses_whole_windows = pads_explicitly or not is_plain(x)   # AOTInductor compiles ceil_mode wrongly for some sizes
     if uses_whole_windows:
         padding = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
@@ -276,15 +310,15 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
             x = x.unflatten(axis, (-1, window[axis - 2]))
         return x.amax((3, 5, 7))
     y = MAX_POOL[len(window)](x, tuple(window), ceil_mode=not uses_whole_windows)
-    return in_dtype_of(x, y)   # 3-D in autocast: float32
+    return in_dtype_of(x, y)   # under autocast, 3-D pooling returns float32
 
 
 class _Repeating:
     """Mixin for a convolution after nearest upsampling by `repeat`, per axis: (N, I, *S) -> (N, O, *S * repeat).
 
-    It equals a transposed convolution of x with stride r = `repeat` and the kernel convolved with r ones. That takes
-    (k + r - 1)^n / r^n products per output in place of k^n (4 in place of 9 for k = 3, r = 2, in 2-D) and does not
-    write the upsampled tensor: half the time on a CPU. The wider kernel is computed at each call. The plain form is
+    It equals a transposed convolution with stride r = `repeat`, whose kernel is the kernel convolved with r ones. That
+    takes (k + r - 1)^n / r^n products per output in place of k^n (4 in place of 9 for k = 3, r = 2, in 2-D) and does
+    not write the upsampled tensor: half the time on a CPU. The wider kernel is computed at each call. The plain form is
     used for few pixels, in graphs, which may be run at other sizes, in half precision, where the sums of kernel
     elements would be rounded, and on other devices, where the gain has not been measured.
     """
@@ -316,11 +350,14 @@ class _Repeating:
 
 @lru_cache   # of arrays, because a tensor created under FakeTensorMode must not be cached
 def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array, list[int]]:
-    """Return the 0-1 matrix that maps a flat kernel to the flat kernel of `widened`, and the sizes of the latter."""
+    """Return the matrix of 0 and 1 that maps a flat kernel to the flat kernel of `widened`, and the latter's sizes.
+
+    kernel: sizes of the kernel, per axis. repeat: factors of the upsampling.
+    """
     ones = np.ones((1, 1), np.float32)
-    for k, r in zip(kernel, repeat, strict=True):
-        shift = np.arange(k + r - 1) + np.arange(k)[:, None]
-        ones = np.kron(ones, ((shift >= k - 1) & (shift < k - 1 + r)).astype(np.float32))
+    for size, repeats in zip(kernel, repeat, strict=True):
+        shift = np.arange(size + repeats - 1) + np.arange(size)[:, None]
+        ones = np.kron(ones, ((shift >= size - 1) & (shift < size - 1 + repeats)).astype(np.float32))
     return ones, [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
 
 
@@ -337,6 +374,16 @@ class RepeatingConv3d(_Repeating, nn.Conv3d):
 
 
 REPEATING: dict[int, Any] = {1: RepeatingConv1d, 2: RepeatingConv2d, 3: RepeatingConv3d}
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Take the first channel of each group of consecutive channels, then the second of each: (N, C, *S) -> (N, C, *S).
+
+    groups: number of groups, a divisor of C.
+    """
+    if is_plain(x) and not x.is_contiguous() and (last := x.movedim(1, -1)).is_contiguous():   # keeps channels last
+        return last.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2).movedim(-1, 1)
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -403,8 +450,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 
 _WRAPPED = (
-    "avg_pool", "max_pool", "spatial_norm", "position_softmax", "weighted_pool", "expand", "add_and_activate", "pool",
-    "crop", "widen", "repeat", "upsample", "resize",
+    "avg_pool", "axis_mean", "max_pool", "spatial_norm", "position_softmax", "weighted_pool", "expand",
+    "expand_axis", "add_and_activate", "pool", "channel_shuffle", "crop", "widen", "repeat", "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes

@@ -41,7 +41,7 @@ def update(block: Any) -> None:
 
 
 def _update_part(block: Any, path: str, new_part: nn.Module) -> None:
-    """Add the attributes that a new submodule `new_part` has to the submodule at `path`, in place.
+    """Add the attributes of `new_part`, a submodule of a new block, to the block's submodule at `path`, in place.
 
     Raises ValueError if the submodule is missing, is of another type, or lacks a tensor.
     """
@@ -63,7 +63,7 @@ def _update_part(block: Any, path: str, new_part: nn.Module) -> None:
 
 
 def _is_plan(value: Any) -> bool:
-    """Whether a value is a spec or a tuple of dataclasses, such as the units of a network."""
+    """Whether the value of an attribute describes the computation: a spec, or a tuple of dataclasses such as `Unit`."""
     return is_dataclass(value) or (isinstance(value, tuple) and bool(value) and all(map(is_dataclass, value)))
 
 

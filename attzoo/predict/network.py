@@ -75,9 +75,9 @@ class Network:
         """
         scale, trained_dtypes = self.preparation.scale, " and ".join(self.dtypes)
         if self.dtypes and scale(dtype) not in {scale(np.dtype(dtype_name)) for dtype_name in self.dtypes}:
-            reason = f"which the network was trained on, for --normalise {self.preparation.normalise}"
+            reason = f"as the training images, because --normalise is {self.preparation.normalise}"
             fix = f"convert the image to {self.dtypes[0]}"
-            raise ValueError(f"expected {name} on the scale of {trained_dtypes}, {reason}, got {dtype}: {fix}")
+            raise ValueError(f"expected {name} to have values as {trained_dtypes}, {reason}, got {dtype}: {fix}")
 
     def __call__(self, x: Array) -> Array:
         """Return the model's outputs (N, K, *S) for prepared images (N, C, *S): logits, or as its head defines."""
@@ -279,7 +279,7 @@ def _outputs(
 def check_options(
     network: Network, window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> tuple[tuple[int, ...] | None, float, int]:
-    """Check the options of `predict`; return window, overlap and batch, with the defaults in place of None.
+    """Check the options of `predict` for a network; return window, overlap and batch, with defaults in place of None.
 
     Raises:
         TypeError: if an option has another type.
@@ -306,7 +306,10 @@ def check_options(
 
 
 def _predict_windows(network: Network, x: Array, window: Sequence[int], overlap: float, batch: int) -> Array:
-    """Return the network's outputs (N, K, *S) for prepared images x (N, C, *S), blended from overlapping windows."""
+    """Return the network's outputs (N, K, *S) for prepared images x (N, C, *S), blended from overlapping windows.
+
+    batch: the number of windows that are computed at once.
+    """
     contract.triton_first()   # MONAI may import TensorFlow
     torch, inferers = package("torch"), package("monai.inferers")
     y = inferers.sliding_window_inference(

@@ -92,7 +92,7 @@ class Output:
                 raise FileExistsError(f"expected a file or nothing at {path}, got {kind}: set another --out")
             if input_path := self.inputs.get(_file_id(path)):
                 raise FileExistsError(
-                    f"expected to replace no input, got {path}, which is the input {input_path}: set another --out"
+                    f"expected an output that is not an input, got {path}, the input {input_path}: set another --out"
                 )
             if self.overwrite:
                 continue
@@ -138,7 +138,7 @@ class Output:
                 self._clean_record()
 
     def _clean_record(self) -> None:
-        """Do what `finish` does; the caller has locked the record. Files that other processes added stay in it."""
+        """Do the work of `finish`. The caller has locked the record. Files that other processes added remain in it."""
         self._read()
         missing_names = {name for name in self._earlier | self._added if not (self.folder / name).is_file()}
         names_with_several_digests = {name for name in self._added - missing_names if len(self.digests[name]) > 1}
@@ -194,7 +194,7 @@ class Output:
             self._add_to_locked_record(digests, source)
 
     def _add_to_locked_record(self, digests: Mapping[str, str], source: str | None) -> None:
-        """Do what `_add_to_record` does; the caller has locked the record."""
+        """Do the work of `_add_to_record`. The caller has locked the record."""
         self._added |= digests.keys()
         new = {
             name: digest

@@ -110,18 +110,18 @@ def _panels(
         colors: (K, 3), the colour of each class.
         spacing: the distance between pixels along each axis.
     """
-    space = mask.shape
-    if len(space) == 2:
+    sizes = mask.shape
+    if len(sizes) == 2:
         aspect = spacing[0] / spacing[1]
         overlay = plotting.overlay_classes(image, mask, colors)
-        return [_Panel(plotting.size_text(space), plotting.to_rgb(image), aspect), _Panel("classes", overlay, aspect)]
+        return [_Panel(plotting.size_text(sizes), plotting.to_rgb(image), aspect), _Panel("classes", overlay, aspect)]
     panels = []
-    for axis, size in enumerate(space):
+    for axis, size in enumerate(sizes):
         cut = axis, size // 2
         image_slice, mask_slice = plotting.take_slice(image, cut), plotting.take_slice(mask[None], cut)[0]
         overlay = plotting.overlay_classes(image_slice, mask_slice, colors)
         row_spacing, column_spacing = (distance for i, distance in enumerate(spacing) if i != axis)
-        panels.append(_Panel(plotting.slice_text(space, cut), overlay, row_spacing / column_spacing).to_landscape())
+        panels.append(_Panel(plotting.slice_text(sizes, cut), overlay, row_spacing / column_spacing).to_landscape())
     return panels
 
 

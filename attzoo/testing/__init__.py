@@ -106,8 +106,12 @@ def signature(case: Case, backend: str) -> float:
     """Check that the class has the arguments of the spec, in the same order and with the same defaults; return 0."""
     parameters = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
     spec_parameters = inspect.signature(type(case.spec).__init__).parameters
-    arguments = [(name, p.default) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    expected = [(name, p.default) for name, p in spec_parameters.items()]
+    arguments = [
+        (name, parameter.default)
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    expected = [(name, parameter.default) for name, parameter in spec_parameters.items()]
     ensure(arguments == expected, f"expected the arguments and defaults of the spec, {expected}, got {arguments}")
     return 0.0
 
@@ -140,7 +144,7 @@ def start(case: Case, backend: str) -> float:
         if weight.initialization == "uniform":
             largest = float(np.abs(values - weight.center).max())
             in_bounds = largest <= weight.scale * (1 + 1e-6)
-            ensure(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
+            ensure(in_bounds, f"expected |initial {name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
     return worst
 
 
@@ -148,9 +152,9 @@ def refusals(case: Case, backend: str) -> float:
     """Check that a wrong number of channels, axes or pixels raises ValueError or TypeError; return 0."""
     block, x = case.block(backend), case.inputs()
     invalid_inputs = {
-        "twice the channels": [np.concatenate([a, a], axis=1) for a in x],
-        "no spatial axes": [a.reshape(*a.shape[:2], -1)[:, :, 0] for a in x],
-        "an empty spatial axis": [a[:, :, :0] for a in x],
+        "twice the channels": [np.concatenate([array, array], axis=1) for array in x],
+        "no spatial axes": [array.reshape(*array.shape[:2], -1)[:, :, 0] for array in x],
+        "an empty spatial axis": [array[:, :, :0] for array in x],
     }
     for difference, inputs in invalid_inputs.items():
         raises = _raises(partial(adapter(backend).attention, block, inputs))
@@ -240,12 +244,12 @@ def files(case: Case, backend: str) -> float:
 
 
 def _plain(name: str, seed: int) -> Iterator[Case]:
-    """Yield the case of a block with the simplest options, see `plainest`."""
+    """Yield one case of block `name`: that with the simplest options, see `plainest`."""
     yield draw(name, plainest)
 
 
 def _wide(name: str, seed: int) -> Iterator[Case]:
-    """Yield the case of `_plain` with 64 channels."""
+    """Yield one case of block `name`: that of `_plain` with 64 channels."""
     yield replace(draw(name, plainest), channels=64)
 
 
@@ -253,9 +257,13 @@ Cases = Callable[[str, int], Iterator[Case]]
 
 
 def _random(count: int, small: bool = False, dtypes: tuple[str, ...] = ("float64",)) -> Cases:
-    """Return a function that yields `count` random cases, with each dtype in turn."""
+    """Return a function (name, seed) that yields `count` random cases of a block, with each of `dtypes` in turn.
+
+    small: as in `case.draw`.
+    """
 
     def cases(name: str, seed: int) -> Iterator[Case]:
+        """Yield the random cases of block `name`."""
         rng = np.random.default_rng(seed)
         for i in range(count):
             yield draw(name, at_random(rng), dtype=dtypes[i % len(dtypes)], small=small)
@@ -305,19 +313,19 @@ def _specs_with_other_values(case: Case, argument: str) -> Iterator[Spec]:
 
 
 def _differs(case: Case, other_spec: Spec) -> bool:
-    """Whether another spec has other weights, outputs or running statistics, or raises for the case's arrays."""
+    """Whether another spec has other weights, outputs or running statistics, or does not accept the case's arrays."""
     if case.spec.weights != other_spec.weights:
         return True
     x, w = case.inputs(), case.weights()
     try:
-        same = np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
+        is_equal = np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
     except ValueError:
         return True
-    return not same or _updates_differ(case, other_spec)
+    return not is_equal or _updates_differ(case, other_spec)
 
 
 def _updates_differ(case: Case, other_spec: Spec) -> bool:
-    """Whether `other_spec` updates running statistics to other values in training than the spec of the case."""
+    """Whether two specs, that of the case and `other_spec`, update running statistics differently in training."""
     statistics = [name for name, weight in case.spec.weights.items() if not weight.trainable]
     if not statistics:
         return False

@@ -47,7 +47,7 @@ class Case:
         object.__setattr__(self, "spec", spec)
 
     def rng(self, stream: int) -> np.random.Generator:
-        """Return a random generator for a purpose, numbered by `stream`, independent of other streams."""
+        """Return a random generator that depends on the seed of the case and on `stream`, the number of its purpose."""
         return np.random.default_rng((self.seed, stream))
 
     def inputs(self) -> list[Array]:
@@ -82,7 +82,7 @@ def plainest(values: Sequence[Any]) -> Any:
 
 
 def at_random(rng: np.random.Generator) -> Pick:
-    """Return a function that picks a random value."""
+    """Return a function that returns a random item of a sequence."""
     return lambda values: values[int(rng.integers(len(values)))]
 
 
@@ -109,7 +109,10 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
 
 
 def _few(option: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Return the values of an option for small blocks: the last ones for kernel_size, the first ones for widths."""
+    """Return the values of an option that keep a block small: the last two kernel sizes, else the first two.
+
+    All values of spatial_dims are returned.
+    """
     return values[-2:] if option == "kernel_size" else values if option == "spatial_dims" else values[:2]
 
 
@@ -127,8 +130,12 @@ def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:
 
 
 def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options without those for which the spec raises ValueError, given the earlier ones."""
-    valid = {f.name: options.pop(f.name) for f in fields(cls) if f.name in options and f.default is MISSING}   # type: ignore[arg-type]
+    """Return `options` without each option for which the spec, with the options before it, raises ValueError."""
+    valid = {
+        field.name: options.pop(field.name)
+        for field in fields(cls)   # type: ignore[arg-type]
+        if field.name in options and field.default is MISSING
+    }
     for option, value in options.items():
         try:
             cls(channels, **valid, **{option: value})   # type: ignore[call-arg]

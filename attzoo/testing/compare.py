@@ -77,8 +77,8 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
 
     def allowed(slope: tuple[float, float, float]) -> float:
         """Return the largest allowed error for a result of `derivative`."""
-        _, error, change = slope
-        return TOLERANCE["gradient"] * eps_of(case, backend) * (change + size) + DIFFERENCE_ERROR * size + 4 * error
+        _, error, changes = slope
+        return TOLERANCE["gradient"] * eps_of(case, backend) * (changes + size) + DIFFERENCE_ERROR * size + 4 * error
 
     return within(
         f"gradient of {key}",
@@ -91,18 +91,18 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
 
 
 def check_result(case: Case, backend: str, result: str, got: Array, training: bool = False) -> float:
-    """Compare an array with the "output" of the spec or a result of `attention_results`; return error / tolerance.
+    """Compare an array `got` with an expected result of the spec; return error / tolerance.
 
-    Raises AssertionError for another shape or a ratio larger than 1.
+    result: "output", or a key of `attention_results`. Raises AssertionError for another shape or a ratio larger than 1.
     """
-    expected, change = expected_and_condition(case, result, training)
+    expected, condition_number = expected_and_condition(case, result, training)
     ensure(got.shape == expected.shape, f"expected {result} of shape {expected.shape}, got {got.shape}")
     function, size = spec_function(case, result, training), float(np.abs(expected).max(initial=0))
     unit = TOLERANCE[result.partition(".")[0]] * eps_of(case, backend)
     return within(
         result,
         got - expected,
-        unit * (change + size),
+        unit * (condition_number + size),
         lambda: unit * rounding_condition(case, function),
         lambda: unit * (condition(case, function, MORE_DRAWS)[1] + size),
     )

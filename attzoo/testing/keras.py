@@ -78,7 +78,7 @@ def _new(case: Case, policy: str) -> Any:
     block: Any = registry.get(case.name, backend="keras")(
         **case.spec.config(), data_format=data_format, dtype=policy
     )
-    block.build(*_shapes(case))
+    block.build(*((n, *sizes, c) if case.channels_last else (n, c, *sizes) for n, c, *sizes in case.shapes))
     return block
 
 
@@ -90,17 +90,12 @@ def _block_and_inputs(case: Case, policy: str) -> tuple[Any, list[Any]]:
     return block, [to_tensor(x, block) for x in case.inputs()]
 
 
-def _shapes(case: Case) -> list[tuple[int, ...]]:
-    """Return the shapes of the inputs in the data format of the case."""
-    return [(n, *space, c) if case.channels_last else (n, c, *space) for n, c, *space in case.shapes]
-
-
 def _functional(case: Case) -> tuple[Any, list[Any]]:
     """Return a float32 model that consists of the block, and inputs for it."""
     block = replace(case, dtype="float32").block("keras")
     unknown_sizes = [(None,) * (len(shape) - 2) for shape in case.shapes]
-    shapes = [(*space, c) if block.channels_last else (c, *space)
-              for space, c in zip(unknown_sizes, block.spec.inputs, strict=True)]   # fmt: skip
+    shapes = [(*sizes, c) if block.channels_last else (c, *sizes)
+              for sizes, c in zip(unknown_sizes, block.spec.inputs, strict=True)]   # fmt: skip
     inputs = [keras.Input(shape, dtype="float32") for shape in shapes]
     model = keras.Model(inputs if len(inputs) > 1 else inputs[0], block(*inputs))
     return model, [to_tensor(x, block) for x in case.inputs()]

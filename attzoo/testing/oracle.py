@@ -37,7 +37,10 @@ CACHE_SIZE = 64   # size of each cache, enough for the arrays of a few cases
 
 
 def spec_function(case: Case, result: str, training: bool = False) -> Function:
-    """Return a function of inputs and weights that computes the "output" or a result of `attention_results`."""
+    """Return a function of inputs and weights that computes a result of the spec.
+
+    result: "output", or a key of `attention_results`.
+    """
     kind, _, name = result.partition(".")
     if kind == "attention":
         return lambda x, w: by_name(case.spec.attention(*x, weights=w))[name]
@@ -55,27 +58,35 @@ def attention_results(coefficients: Any) -> dict[str, Any]:
 
 @lru_cache(CACHE_SIZE)
 def expected_and_condition(case: Case, result: str, training: bool = False) -> tuple[Array, float]:
-    """Return the "output" or a result of `attention_results` of the spec, and its condition, see `condition`."""
+    """Return a result of the spec for a case, and its condition, see `condition`.
+
+    result: "output", or a key of `attention_results`.
+    """
     return condition(case, spec_function(case, result, training))
 
 
 def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]:
-    """Return the result of `spec` and its largest change per relative change of inputs and weights, over some draws.
+    """Return the result of `spec` and its condition: its largest change per relative change of inputs and weights.
 
-    The error of a backward stable algorithm, which computes the exact result of slightly different data, is about this
-    change times eps.
+    The condition is the maximum over `draws` random changes. The error of a backward stable algorithm, which computes
+    the exact result of slightly different data, is about the condition times eps.
     """
-    x, w, rng, change = case.inputs(), case.weights(), case.rng(3), 0.0
+    x, w, rng, largest_change = case.inputs(), case.weights(), case.rng(3), 0.0
     expected = spec(x, w)
     for _ in range(draws):
         perturbed_x = _perturbed(x, rng, PERTURBATION)
         perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, PERTURBATION), strict=True))
-        change = max(change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / PERTURBATION)
-    return expected, change
+        largest_change = max(
+            largest_change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / PERTURBATION
+        )
+    return expected, largest_change
 
 
 def rounding_condition(case: Case, spec: Function) -> float:
-    """Return the largest change of `spec` per relative error of the results of its operations, over all draws."""
+    """Return the largest change of the result of `spec` per relative error in the results of its operations.
+
+    It is the maximum over random draws of these errors.
+    """
     x, w = case.inputs(), case.weights()
     expected = spec(x, w)
     results = (with_rounding(case, spec, (5, draw), PERTURBATION)(x, w) for draw in range(DRAWS))
@@ -115,38 +126,39 @@ def derivative(
     if exact_slope is None:
         return None
     slope, error, size = exact_slope
-    rng, change = case.rng(4), 0.0
+    rng, largest_change = case.rng(4), 0.0
     for _ in range(draws):
-        x2, (c2,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
-        w2 = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
-        perturbed_slope = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
+        perturbed_x, (perturbed_c,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
+        perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
+        perturbed_slope = _slope(_loss_terms(case, perturbed_c, training), perturbed_x, perturbed_w, key, direction)
         if perturbed_slope is not None:
-            change = max(change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
-    return slope, error, change + size
+            largest_change = max(largest_change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
+    return slope, error, largest_change + size
 
 
 @lru_cache(CACHE_SIZE)
 def rounding_derivative(case: Case, key: int | str, stream: int, training: bool, slope: float) -> float:
-    """Return the largest change of `derivative` per relative error of the results of operations, over all draws.
+    """Return the largest change of `derivative` per relative error in the results of the spec's operations.
 
-    It is at least `cancellation` times the sum of the absolute terms of the loss. The draws use errors of two sizes,
-    because the change of a batch norm over two nearly equal values is not proportional to the errors.
+    It is the maximum over random draws of errors of two sizes, because the change of a batch norm over two nearly equal
+    values is not proportional to the errors. It is at least `cancellation` times the sum of the absolute terms of the
+    loss. key, stream and training are those of `derivative`; slope is its result without errors.
     """
     direction = random_direction(case, key, stream)
     terms = _loss_terms(case, case.cotangent(), training)
     size = float(np.abs(terms(case.inputs(), case.weights())).sum())
-    change = cancellation(case) * size if training else 0.0
+    largest_change = cancellation(case) * size if training else 0.0
     for draw, unit in product(range(DRAWS), (SLOPE_PERTURBATION, PERTURBATION)):
         rounded_terms = with_rounding(case, terms, (6, draw), unit)
         rounded = _slope(rounded_terms, case.inputs(), case.weights(), key, direction)
         if rounded is not None:
-            change = max(change, abs(rounded[0] - slope) / unit)
-    return change
+            largest_change = max(largest_change, abs(rounded[0] - slope) / unit)
+    return largest_change
 
 
 @lru_cache(CACHE_SIZE)
 def cancellation(case: Case) -> float:
-    """Return the largest |value| / standard deviation of any channel in the batch norms of the case in training.
+    """Return the largest |value| / standard deviation of any channel in the batch norms of a case in training.
 
     A batch norm over a few nearly equal values subtracts their mean, which magnifies relative rounding errors by this
     factor. It applies once more in backward passes, but `rounding_derivative` only rounds in forward passes.
@@ -154,6 +166,7 @@ def cancellation(case: Case) -> float:
     factors, original_batch_norm = [1.0], ops.batch_norm
 
     def batch_norm(x: Array, weights: Weights, name: str, training: bool) -> Array:
+        """Return the batch norm of x, and add its factor to `factors`."""
         if training and f"{name}.weight" in weights:
             axes = (0, *range(2, x.ndim))
             factors.append(float((np.abs(x).max(axes) / np.sqrt(x.var(axes) + ops.EPSILON)).max()))
@@ -165,13 +178,14 @@ def cancellation(case: Case) -> float:
 
 
 def with_rounding(case: Case, function: Function, stream: tuple[int, ...], unit: float) -> Function:
-    """Return `function` with a relative error of +-unit in the result of each operation, the same at every call.
+    """Return `function` with a relative error of +-unit in the result of each of its operations.
 
-    stream: numbers that, with the seed of the case, choose the signs of the errors.
+    The errors are the same at every call. stream: numbers that, with the seed of the case, choose their signs.
     """
     statistics = [name for name, weight in case.spec.weights.items() if not weight.trainable]
 
     def rounded(x: Inputs, w: Weights) -> Array:
+        """Return the result for rounded copies of the inputs and weights; running statistics are updated."""
         rounding = Rounding(np.random.default_rng((case.seed, *stream)), unit, UNDERFLOW[case.dtype])
         x = rounded_arrays(x, rounding)
         rounded_w = dict(zip(w, rounded_arrays(w.values(), rounding), strict=True))
@@ -190,20 +204,28 @@ def _loss_terms(case: Case, c: Array, training: bool) -> Function:
 
 def _perturbed(arrays: list[Array], rng: np.random.Generator, amount: float) -> list[Array]:
     """Return copies of the arrays with relative errors of +-amount, with random signs."""
-    return [a * (1 + amount * rng.choice((-1, 1), size=a.shape)) for a in arrays]
+    return [array * (1 + amount * rng.choice((-1, 1), size=array.shape)) for array in arrays]
 
 
 def _slope(
     loss_terms: Function, x: Inputs, w: Weights, key: int | str, direction: Array
 ) -> tuple[float, float, float] | None:
-    """Return the derivative of the loss along `direction`, its error, and the sum of the absolute terms of the loss.
+    """Return the derivative of the loss along a direction, its error, and the sum of the absolute terms of the loss.
 
-    The derivative is Richardson's extrapolation of two central differences. None if the loss is not smooth.
+    The derivative is Richardson's extrapolation of two central differences. Returns None if the loss is not smooth.
+
+    Args:
+        loss_terms: function of inputs and weights that returns the terms of the loss.
+        x: the inputs.
+        w: the weights.
+        key: index of the input, or name of the weight, that varies.
+        direction: array of its shape.
     """
 
     def terms(step: float) -> Array:
+        """Return the terms of the loss after a step along the direction."""
         inputs = [a + step * direction if i == key else a for i, a in enumerate(x)]
-        copies = {name: a + step * direction if name == key else a.copy() for name, a in w.items()}
+        copies = {name: array + step * direction if name == key else array.copy() for name, array in w.items()}
         return loss_terms(inputs, copies)
 
     h, center = 2.0**-16, terms(0.0)
@@ -239,21 +261,28 @@ def descent_error(case: Case, steps: int, rate: float) -> dict[str, float]:
 
 @lru_cache(CACHE_SIZE)
 def rounding_descent(case: Case, steps: int, rate: float) -> dict[str, float]:
-    """Return the largest change of each array of `descend` per relative error of operations, over all draws."""
+    """Return the largest change of each array of `descend` per relative error in the results of the spec's operations.
+
+    It is the maximum over random draws of these errors. steps, rate: as in `descend`.
+    """
     expected = descend(case, steps, rate)
-    terms, change = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
+    terms, changes = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
     for draw in range(DRAWS):
         rounded = _descend(case, with_rounding(case, terms, (7, draw), PERTURBATION), steps, rate)
         for name, array in expected.items():
-            change[name] = max(change[name], float(np.abs(rounded[name] - array).max()) / PERTURBATION)
-    return change
+            changes[name] = max(changes[name], float(np.abs(rounded[name] - array).max()) / PERTURBATION)
+    return changes
 
 
 def _descend(case: Case, loss_terms: Function, steps: int, rate: float, step: float = STEP) -> Weights:
-    """Return weights and running statistics after steps of SGD with the learning rate `rate`."""
+    """Return weights and running statistics after steps of SGD on the loss, the sum of `loss_terms`.
+
+    rate: learning rate. step: step of the central differences that approximate the gradients.
+    """
     x, w, h = case.inputs(), case.weights(), step
 
     def loss(name: str, i: tuple[int, ...], step: float) -> float:
+        """Return the loss after adding `step` to element i of weight `name`."""
         copies = {key: array.copy() for key, array in w.items()}
         copies[name][i] += step
         return float(loss_terms(x, copies).sum())

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..contract import Array
 
-EXACT: Final = {np.maximum, np.minimum, np.negative, np.positive, np.absolute, np.floor, np.sign}   # they do not round
+# Ufuncs that do not round.
+EXACT: Final = {np.maximum, np.minimum, np.negative, np.positive, np.absolute, np.floor, np.sign}
 PRODUCTS: Final = {np.dot, np.einsum}   # functions with rounding that are not ufuncs; others only move data
 
 
@@ -78,9 +79,9 @@ def rounded_arrays(arrays: Iterable[Array], rounding: Rounding) -> list[Array]:
     """Return `Rounded` copies of the arrays, with rounding errors in their values."""
     copies: list[Array] = []
     for array in arrays:
-        copy = rounding(array).view(Rounded)
-        copy.rounding = rounding
-        copies.append(copy)
+        rounded_array = rounding(array).view(Rounded)
+        rounded_array.rounding = rounding
+        copies.append(rounded_array)
     return copies
 
 

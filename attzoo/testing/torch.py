@@ -89,6 +89,7 @@ def onnx(case: Case, backend: str) -> float:
     names = [node.name for node in session.get_inputs()]
 
     def run(*xs: Tensor) -> Tensor:
+        """Return the output of the ONNX model."""
         return torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in xs), strict=True)))[0])
 
     return _same_at_other_sizes(block, x, run)

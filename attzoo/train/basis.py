@@ -36,7 +36,7 @@ class Basis:
     def check(self, run: State, out: Path) -> None:
         """Raise ValueError, with the difference, unless the run in folder `out` began with an equal basis.
 
-        `run` is the saved state of that run.
+        run: the saved state of that run.
         """
         self._check_names(run, out)
         for name in sorted(self.conditions.keys() | run.basis.keys()):

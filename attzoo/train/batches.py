@@ -72,8 +72,8 @@ class Batches:
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         keys = [(self.epoch, int(index)) for index in order]
-        for first in range(0, self._used(), self.batch):
-            if share := keys[first : first + self.batch][self.rank :: self.world_size]:
+        for first_index in range(0, self._used(), self.batch):
+            if share := keys[first_index : first_index + self.batch][self.rank :: self.world_size]:
                 yield share
 
     def __len__(self) -> int:

@@ -180,7 +180,7 @@ class Folder:
         return size
 
     def _flip(self, image: Array, mask: NDArray[np.int64], epoch: int, index: int) -> Sample:
-        """Return new arrays of image and mask, both flipped alike at random, by the seed and the key."""
+        """Return copies of image and mask, both flipped alike at random, by the seed and the key (epoch, index)."""
         flips = random_flips(self.spatial_dims)
         flips.set_random_state(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
         sample = flips({"image": image, "mask": mask[None]})

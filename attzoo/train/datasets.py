@@ -24,8 +24,8 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
     if settings.data is None:
         assert settings.phantoms is not None
         count = max(1, min(round(settings.validation * settings.phantoms), settings.phantoms - 1))   # to validate on
-        make = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
-        return make(settings.phantoms - count), make(count, start=settings.phantoms - count)
+        create_phantoms = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
+        return create_phantoms(settings.phantoms - count), create_phantoms(count, start=settings.phantoms - count)
     assert settings.normalise is not None
     assert settings.flip is not None
     preparation = Preparation(settings.size, settings.normalise)
@@ -39,8 +39,10 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
             raise ValueError(f"expected images with {settings.dims} spatial axes, as --dims says, got {got}")
     check_scales(preparation, [training.first_image, validation.first_image])
     if validation.channels != training.channels:
-        first, second = (f"{part.first_image[0]} with {part.channels}" for part in (training, validation))
-        got = f"{first} and {second}, the latter for validation: save all as grey or as RGB"
+        training_text, validation_text = (
+            f"{part.first_image[0]} with {part.channels}" for part in (training, validation)
+        )
+        got = f"{training_text} and {validation_text}, the latter for validation: save all as grey or as RGB"
         raise ValueError(f"expected images of the same number of channels, got {got}")
     training.classes = validation.classes = _class_count(training, validation)
     return training, validation

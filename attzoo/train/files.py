@@ -78,7 +78,7 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 
 
 def _missing_text(unpaired: Sequence[Path], folder: Path) -> str:
-    """Return the text "none for ..." for paths without a file of the same name in `folder`, and how to mend it.
+    """Return the text "none for ..." for paths without a file of the same name in `folder`, and the remedy.
 
     The text lists files of these names in `folder` that are ignored because of their extension.
     """
@@ -147,7 +147,11 @@ def paths_by_name(folder: Path) -> dict[str, Path]:
 
 def ignored_files(folder: Path) -> list[Path]:
     """Return the sorted files of a folder, except hidden ones, whose extension is not that of an image or volume."""
-    return [p for p in sorted(folder.iterdir()) if not (p.name.startswith(".") or p.is_dir() or has_known_ending(p))]
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not (path.name.startswith(".") or path.is_dir() or has_known_ending(path))
+    ]
 
 
 def _join(items: Sequence[Any]) -> str:

@@ -66,11 +66,14 @@ class Trainer:
             state.assign(np.array([seed, i], keras.backend.standardize_dtype(state.dtype)))
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices."""
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices.
+
+        images: (N, C, *S). masks: class indices, (N, *S).
+        """
         return self._run_step("train", images, masks)
 
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Add the predictions for a batch to the confusion matrix, without training."""
+        """Add the predictions for a batch to the confusion matrix, without training. Arguments as `step`."""
         self._run_step("test", images, masks)
 
     def pop_confusion(self) -> NDArray[np.int64]:
@@ -83,20 +86,25 @@ class Trainer:
 
     def state(self) -> dict[str, Array]:
         """Return all arrays of the network and the optimizer, by name."""
-        arrays = {f"network.{name}": a for name, a in portable.weights(self.network).items()}
+        arrays = {f"network.{name}": array for name, array in portable.weights(self.network).items()}
         slots = enumerate(self.network.optimizer.variables)
-        return arrays | {f"optimizer.{i}": np.array(ops.convert_to_numpy(v)) for i, v in slots}
+        return arrays | {f"optimizer.{i}": np.array(ops.convert_to_numpy(value)) for i, value in slots}
 
     def restore(self, arrays: dict[str, Array]) -> None:
         """Load arrays that `state` returned. Raises ValueError, and changes nothing, if they do not fit."""
         check_arrays(arrays, self.state())
-        weights = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
+        weights = {
+            name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")
+        }
         portable.load_weights(self.network, weights)
         for i, variable in enumerate(self.network.optimizer.variables):
             variable.assign(arrays[f"optimizer.{i}"])
 
     def _run_step(self, kind: str, images: Array, masks: NDArray[Any]) -> float:
-        """Run a "train" or "test" step of Keras, add its counts to the confusion matrix, and return the loss."""
+        """Run a step of Keras, add its predictions to the confusion matrix, and return the loss.
+
+        kind: "train", or "test" for no training. Other arguments as `step`.
+        """
         x, y = np.asarray(images), np.asarray(masks, np.int32)
         x = x if self.channels_first else np.moveaxis(x, 1, -1)
         self.network.reset_metrics()

@@ -18,7 +18,15 @@ SHOWN: Final = 4   # the number of orientations, or of spacings, to list
 
 
 def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset, trainer: Any) -> list[str]:
-    """Return the lines of the overview of a run that writes into folder `out`."""
+    """Return the lines of the overview of a run: data, network and output folder.
+
+    Args:
+        settings: the settings of the run.
+        out: the output folder.
+        training: the dataset to train on.
+        validation: the dataset to validate on.
+        trainer: the trainer, with the network.
+    """
     parts = [_images(training, validation), *_geometries(training, validation), *_classes(training, validation)]
     parameters = sum(weight.size for weight in trainer.network.spec.weights.values() if weight.trainable)
     network_text = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"

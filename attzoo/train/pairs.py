@@ -28,17 +28,17 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
     """
     sources: list[FileInfo] = []
     geometries: list[Geometry] = []
-    first = pairs[0][0]
+    first_path = pairs[0][0]
     for image, mask in pairs:
         image_info, mask_info = describe_image(image), describe_mask(mask)
         sources.append(image_info)
         shape, expected = image_info.image_shape, sources[0].image_shape
         if len(shape) != len(expected):
-            got = f"{first} with {len(expected) - 1} and {image} with {len(shape) - 1}"
+            got = f"{first_path} with {len(expected) - 1} and {image} with {len(shape) - 1}"
             fix = "put pictures and volumes into different folders"
             raise ValueError(f"expected images with the same number of spatial axes, got {got}: {fix}")
         if shape[0] != expected[0]:
-            got = f"{first} with {expected[0]} and {image} with {shape[0]}: save all as grey or as RGB"
+            got = f"{first_path} with {expected[0]} and {image} with {shape[0]}: save all as grey or as RGB"
             raise ValueError(f"expected images with the same number of channels, got {got}")
         if mask_info.shape[1:] != shape[1:]:
             hint = _orientation_hint(image_info, mask_info) or _axes_hint(image, shape, mask_info.shape) or RESIZE
@@ -56,10 +56,10 @@ def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype
 
     `images` are paths with the dtypes of their pixels. With zscore all dtypes have one scale.
     """
-    first, first_dtype = images[0]
+    first_path, first_dtype = images[0]
     for image, dtype in images:
         if preparation.scale(dtype) != preparation.scale(first_dtype):
-            got = f"{first} of {first_dtype} and {image} of {dtype}"
+            got = f"{first_path} of {first_dtype} and {image} of {dtype}"
             fix = "convert all to one dtype, or set --normalise zscore"
             expected = f"dtypes of one scale for --normalise {preparation.normalise}"
             raise ValueError(f"expected images with {expected}, got {got}: {fix}")
@@ -73,6 +73,8 @@ def _axes_hint(image: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...])
         shape: (C, *S) of the image.
         mask_shape: (1, *S) of the mask, of another size.
     """
+    if len(mask_shape) == 4 and tuple(shape[1:]) in (mask_shape[1:3], mask_shape[2:]) and mask_shape.count(1) == 1:
+        return ": if each channel of the mask is a class, save the argmax over channels, an array (H, W)"
     if len(shape) == 4 and shape[0] == 1 and min(shape[1], shape[-1]) <= 4:
         fix = "save a picture (H, W, C) as PNG or TIFF"
         return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"
@@ -93,14 +95,23 @@ def _orientation_hint(image: FileInfo, mask: FileInfo) -> str:
 
 
 def _check_orientation(image: Path, image_info: FileInfo, mask: Path, mask_info: FileInfo) -> None:
-    """Raise ValueError if the files declare different EXIF orientations, unless the sizes show that both are right.
+    """Raise ValueError if an image and its mask declare different EXIF orientations, one of which may be wrong.
 
     If one orientation swaps the axes and the other does not, equal sizes of an upright image that is not square show
     that both are right.
+
+    Args:
+        image: the path of the image.
+        image_info: the metadata of its file.
+        mask: the path of the mask.
+        mask_info: the metadata of its file.
     """
-    first, second = image_info.orientation, mask_info.orientation
-    both_are_right = transposes(first) != transposes(second) and len(set(image_info.shape[1:])) > 1
-    if first != second and not both_are_right:
-        got = f"EXIF orientation {first} in {image} and {second} in {mask}, so one of them may be rotated"
+    image_orientation, mask_orientation = image_info.orientation, mask_info.orientation
+    both_are_right = (
+        transposes(image_orientation) != transposes(mask_orientation) and len(set(image_info.shape[1:])) > 1
+    )
+    if image_orientation != mask_orientation and not both_are_right:
+        got = f"EXIF orientation {image_orientation} in {image} and {mask_orientation} in {mask}"
+        got += ", so one of them may be rotated"
         fix = "save both upright, without an orientation"
         raise ValueError(f"expected an image and mask of one orientation, got {got}: {fix}")

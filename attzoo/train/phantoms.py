@@ -175,12 +175,12 @@ class _Canvas:
         """
         phases = self.random.uniform(0, 2 * pi, 4).tolist()
         y, x, z = self.y - center[0], self.x - center[1], (self.z - self.random.uniform(-0.15, 0.15)) / depth
-        v, u = (cos(angle) * y - sin(angle) * x) / radii[0], (sin(angle) * y + cos(angle) * x) / radii[1]
-        v, u = (
-            v + deformation * (np.sin(2 * (u + z) + phases[0]) + np.sin(4 * u + phases[1]) / 2),
-            u + deformation * (np.sin(2 * (v + z) + phases[2]) + np.sin(4 * v + phases[3]) / 2),
+        v, long_axis = (cos(angle) * y - sin(angle) * x) / radii[0], (sin(angle) * y + cos(angle) * x) / radii[1]
+        v, long_axis = (
+            v + deformation * (np.sin(2 * (long_axis + z) + phases[0]) + np.sin(4 * long_axis + phases[1]) / 2),
+            long_axis + deformation * (np.sin(2 * (v + z) + phases[2]) + np.sin(4 * v + phases[3]) / 2),
         )
-        radius = np.sqrt(v * v + u * u + z * z)
+        radius = np.sqrt(v * v + long_axis * long_axis + z * z)
         coverage = np.clip((1 - radius) * (0.4 * self.pixels * min(radii)) + 0.5, 0, 1)   # edges are some pixels wide
         self.image += coverage * (grey - self.image)
         self.mask[radius < 1] = label
@@ -200,28 +200,33 @@ def _draw_anatomy(canvas: _Canvas) -> None:
     """Draw an abdomen on the canvas, in place. Later organs cover earlier ones."""
     random = canvas.random
 
-    def near(y: float, x: float, spread: float = 0.05) -> tuple[float, float]:
+    def random_position(y: float, x: float, spread: float = 0.05) -> tuple[float, float]:
         """Return a random position (y, x), each at most `spread` from the given one."""
         return y + random.uniform(-spread, spread), x + random.uniform(-spread, spread)
 
-    def about(*lengths: float) -> Any:
+    def random_radii(*lengths: float) -> Any:
         """Return a tuple of the lengths, each multiplied by a random factor from 0.85 to 1.15."""
         return tuple(length * random.uniform(0.85, 1.15) for length in lengths)
 
     canvas.ellipse(FAT, (0, 0), (0.88, 1.0), deformation=0.03)
     canvas.ellipse(FLESH, (0, 0), (0.78, 0.9), deformation=0.03)
-    canvas.ellipse(LIVER, near(-0.12, 0.62), about(0.26, 0.16), angle=random.uniform(-0.5, 0.5), depth=0.8)   # spleen
+    canvas.ellipse(
+        LIVER, random_position(-0.12, 0.62), random_radii(0.26, 0.16), angle=random.uniform(-0.5, 0.5), depth=0.8
+    )   # spleen
     loops = (-0.5, -0.05), (-0.45, 0.33), (-0.2, 0.34), (0.2, -0.56), (0.14, 0.56), (-0.62, 0.15)   # of the bowel
     for i in random.permutation(6)[: random.integers(3, 6)]:
-        center = near(*loops[i])
-        canvas.ellipse(BOWEL, center, about(0.11, 0.22), angle=random.uniform(-1.5, 1.5), depth=0.45)
+        center = random_position(*loops[i])
+        canvas.ellipse(BOWEL, center, random_radii(0.11, 0.22), angle=random.uniform(-1.5, 1.5), depth=0.45)
     for _ in range(random.integers(0, 3)):
-        canvas.ellipse(0.02, near(-0.5, 0.15, 0.2), about(0.08, 0.1), depth=0.3)   # gas
-    canvas.ellipse(LIVER, near(-0.15, -0.46), about(0.42, 0.34), 1, angle=random.uniform(-0.3, 0.3), depth=0.9)
+        canvas.ellipse(0.02, random_position(-0.5, 0.15, 0.2), random_radii(0.08, 0.1), depth=0.3)   # gas
+    canvas.ellipse(
+        LIVER, random_position(-0.15, -0.46), random_radii(0.42, 0.34), 1, angle=random.uniform(-0.3, 0.3), depth=0.9
+    )
     for side in (-1, 1):
         angle = side * random.uniform(0.2, 0.7)
-        canvas.ellipse(KIDNEY, near(0.36, 0.42 * side), about(0.2, 0.13), 2, angle=angle, depth=0.6)
-    canvas.ellipse(BONE, near(0.55, 0, 0.03), about(0.17, 0.17), deformation=0.08)
-    canvas.ellipse(VESSEL, near(0.28, 0.06, 0.03), about(0.07, 0.07), deformation=0.03)
+        canvas.ellipse(KIDNEY, random_position(0.36, 0.42 * side), random_radii(0.2, 0.13), 2, angle=angle, depth=0.6)
+    canvas.ellipse(BONE, random_position(0.55, 0, 0.03), random_radii(0.17, 0.17), deformation=0.08)
+    canvas.ellipse(VESSEL, random_position(0.28, 0.06, 0.03), random_radii(0.07, 0.07), deformation=0.03)
     angle = random.uniform(-0.5, 0.5)
-    canvas.ellipse(BOWEL, near(0.06, 0.06), about(0.11, 0.22), 3, angle=angle, depth=0.45)   # pancreas
+    # pancreas
+    canvas.ellipse(BOWEL, random_position(0.06, 0.06), random_radii(0.11, 0.22), 3, angle=angle, depth=0.45)

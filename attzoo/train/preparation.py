@@ -48,9 +48,9 @@ class Preparation:
             contract.set_fields(self, size=contract.integers("size", self.size))
 
     def scale(self, dtype: np.dtype[Any]) -> str:
-        """Return a name for the scale of the values of prepared images whose files have this dtype.
+        """Return a text that identifies the scale of the values of prepared images, for files with this dtype.
 
-        Images for one network must have equal names.
+        Images for one network must have equal texts.
         """
         if self.normalise == "zscore":
             return "any"
@@ -148,7 +148,7 @@ def _to_float32(array: Array) -> Array:
 def _resize(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
     """Return (C, *S) resized to (C, *size) with MONAI's `mode`; the array itself if `size` is None or equal.
 
-    The corners of the grids are aligned, not the centers of their corner pixels (align_corners=False). Raises
+    The outer corners of the grids are aligned, not the centers of the corner pixels (align_corners=False). Raises
     ValueError if `size` has another number of axes.
     """
     if size is None or size == array.shape[1:]:

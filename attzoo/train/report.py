@@ -35,7 +35,10 @@ def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
     correct, actual, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     is_present = actual + predicted > 0
     iou = correct[is_present] / (actual + predicted - correct)[is_present]
-    dice = [float(2 * c / (a + p)) if a + p else None for c, a, p in zip(correct, actual, predicted, strict=True)]
+    dice = [
+        float(2 * correct_count / (actual_count + predicted_count)) if actual_count + predicted_count else None
+        for correct_count, actual_count, predicted_count in zip(correct, actual, predicted, strict=True)
+    ]
     accuracy = correct.sum() / counts.sum() if counts.any() else 0.0
     return float(accuracy), float(iou.mean()) if is_present.any() else 0.0, dice
 
@@ -55,7 +58,7 @@ def row(
     """
     accuracy, iou, dice = metrics(validation)
     row: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": metrics(training)[0]}
-    row |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
+    row |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": value for k, value in enumerate(dice)}
     return row | {"seconds": round(seconds, 3)}
 
 
@@ -69,7 +72,10 @@ def as_csv(history: Sequence[Row]) -> bytes:
 
 
 def curves(history: Sequence[Row], title: str) -> bytes:
-    """Return a PNG with plots of loss, of accuracy and mean IoU, and of the Dice of the classes over epochs."""
+    """Return a PNG with plots of loss, of accuracy and mean IoU, and of the Dice of the classes over epochs.
+
+    history: the row of metrics of each epoch. title: the title of the figure.
+    """
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
@@ -95,7 +101,10 @@ def curves(history: Sequence[Row], title: str) -> bytes:
 
 
 def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: Mapping[str, Any]) -> None:
-    """Plot the Dice of the first MAX_CURVES classes on `axes`, and if there are more classes, the mean of all."""
+    """Plot the Dice of the first MAX_CURVES classes on `axes`, and if there are more classes, the mean of all.
+
+    epochs: numbers of the epochs. history: their rows of metrics. style: keyword arguments of the plots.
+    """
     names = [name for name in history[0] if name.startswith("dice_")]
     dice = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in history])
     for k in range(min(len(names), MAX_CURVES)):
@@ -107,7 +116,7 @@ def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: 
 
 
 def _style_axes(axes: Any, has_shares: bool) -> None:
-    """Set the labels, ticks and grid of a plot. If it shows shares, also set its range to 0 to 1 and add a legend."""
+    """Set the labels, ticks and grid of a plot. With `has_shares`, set its range to 0 to 1, and add a legend."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch", fontsize=9)
@@ -139,7 +148,7 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
 
     def add(row: Row) -> None:
         """Write the numbers of a row as TensorBoard events."""
-        numbers = {name: v for name, v in row.items() if name != "epoch" and v is not None}
+        numbers = {name: value for name, value in row.items() if name != "epoch" and value is not None}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         writer.add_event(Event(wall_time=time(), step=row["epoch"], summary=Summary(value=values)))
         writer.flush()

@@ -106,7 +106,9 @@ def train(
                 row = _run_epoch(trainer, settings, epoch, batches, validation_batches, report_progress)
                 run.history.append(row)
                 run.arrays = trainer.state()
-                if not all(np.isfinite(a).all() for name, a in run.arrays.items() if name.startswith("network.")):
+                if not all(
+                    np.isfinite(array).all() for name, array in run.arrays.items() if name.startswith("network.")
+                ):
                     raise Diverged(_divergence_message("finite weights, got weights that are not finite after", epoch))
                 if rank == 0:
                     _save_epoch(run, trainer.network, out)
@@ -118,7 +120,10 @@ def train(
 def _loaders(
     settings: Settings, training: Dataset, validation: Dataset, workers: int, rank: int, world_size: int
 ) -> tuple[Loader, Loader]:
-    """Return the loaders of training and validation data for the process `rank` of `world_size` processes."""
+    """Return the loaders of training and validation data for process `rank` of `world_size` processes.
+
+    workers: the number of processes that load batches in advance.
+    """
     options: dict[str, Any] = {"seed": settings.seed, "rank": rank, "world_size": world_size}
     # batch norm needs several values
     leaves_single_sample = len(training) > settings.batch and len(training) % settings.batch == 1
@@ -130,7 +135,7 @@ def _loaders(
 
 
 def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:
-    """Return a function that creates the network of the settings. Call it with backend=..., and dtype if needed.
+    """Return a function that creates the network of the settings. It takes `backend`, and may take `dtype`.
 
     Args:
         settings: the settings of the run.
@@ -154,7 +159,16 @@ def _run_epoch(
 ) -> Row:
     """Train for one epoch, counted from 0, then validate, and return the row of metrics.
 
-    Raises Diverged if a loss is nan or infinite.
+    Args:
+        trainer: the trainer, changed in place.
+        settings: the settings of the run.
+        epoch: the epoch.
+        batches: the batches to train on, pairs of images and masks.
+        validation_batches: the batches to validate on.
+        report_progress: the function that `progress` yields.
+
+    Raises:
+        Diverged: if a loss is nan or infinite.
     """
     start_time, rate, losses = perf_counter(), learning_rate(settings, epoch), []
     trainer.begin_epoch(rate, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
@@ -206,10 +220,12 @@ def _locked_folder(out: Path, is_first: bool) -> Iterator[None]:
 
 
 def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> State:
-    """Return the state of the run in the folder if `resume`, else that of a new run.
+    """Return the state of the run in folder `out` if `resume`, else that of a new run.
 
-    Raises ValueError if the folder holds no run to resume, or for a new run, files. Only the first of several processes
-    checks for such files. Raises FileNotFoundError if the data of the run to resume are missing.
+    Raises ValueError if there is no run to resume, or if a new run would be in a folder with files. Such files are
+        checked
+    only if `is_first`, in the first of several processes. Raises FileNotFoundError if the data of the run to resume are
+    missing.
     """
     if resume:
         state.settings_to_resume(out, settings.config())
@@ -219,7 +235,11 @@ def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> St
             fix = "set --data to the folder that holds them now"
             raise FileNotFoundError(f"expected the data of the run in {out} at {settings.data}, got no folder: {fix}")
         return run
-    if is_first and out.exists() and (names := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
+    if (
+        is_first
+        and out.exists()
+        and (names := sorted(path.name for path in out.iterdir() if not path.name.startswith(PREFIX)))
+    ):
         if names == [state.SETTINGS]:
             state.load_settings(out)   # raises for the file of another program; else the run ended in its first epoch
             return State(settings)
@@ -231,6 +251,13 @@ def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> St
 
 def _restore(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -> None:
     """Set the trainer in place to the saved state of a run; for a new run, set the basis of the run instead.
+
+    Args:
+        run: the state of the run.
+        out: its folder, for errors.
+        trainer: the trainer.
+        classes: the number of classes.
+        basis: the basis of this process's run.
 
     Raises:
         ValueError: the state is damaged, or the run began with another `Basis`: other data, framework or devices.
@@ -253,7 +280,8 @@ def _prepare_folder(
 ) -> Callable[[Row], None] | None:
     """Write the settings and the `dtypes` of the images, and repair the files of earlier epochs.
 
-    Returns the function that writes a row as TensorBoard events, or None without `tensorboard`.
+    trainer: has the network to save in place of a lost best one. Returns the function that writes a row as TensorBoard
+    events, or None without `tensorboard`.
     """
     remove_stale(out)
     write(out / state.SETTINGS, (json.dumps(run.settings.config() | {state.DTYPES: dtypes}, indent=1) + "\n").encode())
@@ -291,7 +319,7 @@ def _save_epoch(run: State, network: Any, out: Path) -> None:
     interval, since = run.settings.checkpoint_every, run.best.since if run.best else 1
     if interval and row["epoch"] % interval == 0:
         portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
-    is_best = all(row["mean_iou"] > earlier["mean_iou"] for earlier in run.history[since - 1 : -1])
+    is_best = all(row["mean_iou"] > earlier_row["mean_iou"] for earlier_row in run.history[since - 1 : -1])
     if is_best:
         run.best = best.save_pending(network, out, row["epoch"], since)
     run.save(out)

@@ -126,7 +126,8 @@ class Settings(contract.NamedArguments):
     def _set_defaults(self) -> None:
         """Replace None by defaults in place. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
-        dependent_settings = {   # default, whether it has an effect, the condition for it, and the setting that decides
+        # Default, whether it has an effect, and for the error the condition and the other setting.
+        dependent_settings = {
             "phantoms": (160, not has_data, "without data", "data"),
             "classes": (None, has_data, "with data", "data"),
             "labels": (None, has_data, "with data", "data"),
@@ -153,7 +154,8 @@ class Settings(contract.NamedArguments):
         for name, choices in CHOICES.items():
             contract.set_fields(self, **{name: contract.choice(name, getattr(self, name), choices)})
         for name, minimum in INTEGERS.items():
-            if getattr(self, name) is not None or getattr(Settings, name) is not None:   # or the default is not None
+            # None is valid if it is the default.
+            if getattr(self, name) is not None or getattr(Settings, name) is not None:
                 contract.set_fields(self, **{name: contract.integer(name, getattr(self, name), minimum)})
 
     def _check_numbers(self) -> None:
@@ -180,8 +182,8 @@ class Settings(contract.NamedArguments):
 
     def config(self) -> dict[str, Any]:
         """Return the settings as name -> JSON value. `Settings(**config)` equals these settings."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        lists = {name: list(v) for name, v in values.items() if isinstance(v, tuple)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         return values | lists | {"network": dict(self.network)}
 
     def outputs(self, classes: int) -> int:

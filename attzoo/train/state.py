@@ -81,9 +81,9 @@ def load(folder: Path, arrays: bool = True) -> State:
 
 
 def _format_text(metadata: Any) -> str:
-    """Return what an error says of metadata of another format.
+    """Return the end of an error that metadata have another format than FORMAT.
 
-    This is the number of an earlier format and what to do, else the metadata themselves, shortened.
+    For an earlier format, it is the number and what to do; for others, the beginning of the metadata.
     """
     if isinstance(metadata, dict) and isinstance(metadata.get("format"), int) and metadata["format"] < FORMAT:
         reason = "of an earlier version, which did not save digests of the data: start a new run in another --out"
@@ -135,7 +135,7 @@ def load_settings(folder: Path) -> Settings:
     if not path.exists():
         fix = "set --out to its folder, or leave out --resume"
         raise ValueError(f"expected a run to resume in {folder}, got none: {fix}")
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(PREFIX))
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(PREFIX))
     if later_files := [name for name in names if name not in FIRST_FILES]:
         fix = f"put {NAME} back, or start a new run in another --out"
         expected = f"{NAME} beside {later_files[0]} in {folder}"
@@ -146,7 +146,9 @@ def load_settings(folder: Path) -> Settings:
         if not isinstance(values, dict):
             raise TypeError(f"expected settings as a JSON object, got {short_repr(values)}")
         values.pop(DTYPES, None)
-        if missing := [f.name for f in fields(Settings) if f.name not in values]:   # the file of another program
+        if missing := [
+            field.name for field in fields(Settings) if field.name not in values
+        ]:   # the file of another program
             raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(values) or 'nothing'}")
         return Settings(**values)
     except (ValueError, TypeError, RecursionError) as err:
@@ -154,12 +156,12 @@ def load_settings(folder: Path) -> Settings:
         raise ValueError(f"{path} does not hold the settings of a run: {shorten(str(err))}; {fix}") from err
 
 
-def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
+def settings_to_resume(folder: Path, options: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of the run in a folder, with the folder of data replaced by the given one.
 
     Args:
         folder: the folder of the run.
-        given: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
+        options: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
             digests of the data are compared later.
         network: arguments of the network to compare one by one, if not all of them are given.
 
@@ -167,10 +169,10 @@ def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[
         ValueError: settings differ, which the message lists, or there is no run or a damaged one in `folder`.
     """
     settings = load_settings(folder)
-    if settings.data is not None and given.get("data") is not None:
-        settings = replace(settings, data=given["data"])
+    if settings.data is not None and options.get("data") is not None:
+        settings = replace(settings, data=options["data"])
     config = settings.config()
-    changed = {name: value for name, value in given.items() if value != config[name]}
+    changed = {name: value for name, value in options.items() if value != config[name]}
     lines = [f"{name} {short_repr(config[name])}, got {short_repr(value)}" for name, value in changed.items()]
     for name, value in (network or {}).items():
         if name not in settings.network or settings.network[name] != value:

@@ -94,12 +94,12 @@ def check_consistent(parts: Sequence[MaskCounts], labels: Labels | None) -> None
         for earlier_color, earlier_kind, earlier_path in by_value.setdefault(value, []):
             if color != earlier_color and PALETTE in (kind, earlier_kind):
                 got = f"{earlier_color} in {earlier_path} and {color} in {path}: {fix.format(earlier_color, color)}"
-                raise ValueError(f"expected masks in which {value} has one colour, got {got}")
+                raise ValueError(f"expected masks in which the value {value} has one colour, got {got}")
         by_value[value].append((color, kind, path))
     _check_palettes({(v, c): path for (v, c, kind), path in colors.items() if kind == PALETTE and isinstance(v, int)})
     kinds = _first_paths({kind: path} for (_, _, kind), path in colors.items())
     if {GREY, WHITE_LEAST} <= kinds.keys():
-        got = f"{kinds[WHITE_LEAST]} whose least value is white (MinIsWhite) and {kinds[GREY]} whose least is black"
+        got = f"{kinds[WHITE_LEAST]}, in which 0 is white (MinIsWhite), and {kinds[GREY]}, in which 0 is black"
         raise ValueError(f"expected masks of one kind of grey, got {got}: {fix.format((0, 0, 0), WHITE)}")
     if labels is None:
         _check_white({value for part in parts for value in part.counts}, parts)
@@ -122,16 +122,17 @@ def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
             if palette is not None and tuple(*palette[index : index + 1].tolist()) not in ((), color):
                 got = f"got {value} in {path} and {other_value} in {other_path}"
                 fix = f'list the colours of all classes by --labels "R,G,B;R,G,B;...", with {color}'
-                raise ValueError(f"expected masks in which {color} has one value, {got}: {fix}, or save all in one way")
+                expected = f"expected masks in which the colour {color} has one value"
+                raise ValueError(f"{expected}, {got}: {fix}, or save all in one way")
 
 
 def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
     """Return one mapping with the keys of all mappings. A key in several has its first path."""
-    first: dict[Any, Path] = {}
+    first_paths: dict[Any, Path] = {}
     for mapping in mappings:
         for key, path in mapping.items():
-            first.setdefault(key, path)
-    return first
+            first_paths.setdefault(key, path)
+    return first_paths
 
 
 def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:
@@ -176,7 +177,11 @@ def _counts_by_class(counts: Mapping[Value, int], labels: Labels | None) -> Coun
 
 
 def lost_classes(parts: Sequence[MaskCounts], labels: Labels | None) -> dict[int, tuple[int, int]]:
-    """Return, by class, the number of masks from which resizing removes the class, and of masks with the class."""
+    """Return, by class, the number of masks from which resizing removes the class, and of masks with the class.
+
+    parts: the counts of training masks and of validation masks. labels: the values of the classes; None if values are
+    class indices.
+    """
     lost, masks = Counter[int](), Counter[int]()
     for part in parts:
         lost += _counts_by_class(part.lost, labels)

@@ -66,7 +66,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.rank, self.world_size = _rank_and_world_size()
         self.devices = self.world_size
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # as process_group set it
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # set by `process_group`
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
         if self.world_size > 1:
@@ -89,7 +89,10 @@ class Trainer:
         self.batches = 0
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices."""
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices.
+
+        images: (N, C, *S). masks: class indices, (N, *S).
+        """
         accumulate = self.settings.accumulate
         is_last = (self.batches + 1) % accumulate == 0
         if self.batches % accumulate == 0:
@@ -109,7 +112,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Add the predictions for a batch to the confusion matrix, without training."""
+        """Add the predictions for a batch to the confusion matrix, without training. Arguments as `step`."""
         self.network.eval()
         x, y = self._tensors(images, masks)
         self._count(self._logits(self.network, x), y)
@@ -131,17 +134,21 @@ class Trainer:
 
     def state(self) -> dict[str, Array]:
         """Return all arrays of the network, the optimizer and the gradient scaler, by name."""
-        arrays = {f"network.{name}": a for name, a in portable.weights(self.network).items()}
+        arrays = {f"network.{name}": array for name, array in portable.weights(self.network).items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
-            arrays |= {f"optimizer.{i}.{name}": t.cpu().numpy().copy() for name, t in slots.items() if t is not None}
-        return arrays | {f"scaler.{name}": np.array(v) for name, v in self.scaler.state_dict().items()}
+            arrays |= {
+                f"optimizer.{i}.{name}": tensor.cpu().numpy().copy()
+                for name, tensor in slots.items()
+                if tensor is not None
+            }
+        return arrays | {f"scaler.{name}": np.array(value) for name, value in self.scaler.state_dict().items()}
 
     def restore(self, arrays: dict[str, Array]) -> None:
         """Load arrays that `state` returned. Raises ValueError, and changes nothing, if they do not fit."""
         slots = self._empty_slots()
         if self.scaler.is_enabled() and not any(name.startswith("optimizer.") for name in arrays):
             slots = {}   # every step overflowed, so the optimizer made none
-        expected = {name: a for name, a in self.state().items() if not name.startswith("optimizer.")}
+        expected = {name: array for name, array in self.state().items() if not name.startswith("optimizer.")}
         check_arrays(arrays, expected | slots)
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
         for name, array in arrays.items():
@@ -161,7 +168,7 @@ class Trainer:
             names: tuple[str, ...] = ("momentum_buffer",) if self.settings.momentum else ()
         else:
             names = ("step", "exp_avg", "exp_avg_sq")
-        shapes = [tuple(p.shape) for p in self.network.parameters()]
+        shapes = [tuple(parameter.shape) for parameter in self.network.parameters()]
         return {
             f"optimizer.{i}.{name}": np.empty(() if name == "step" else shape, np.float32)
             for i, shape in enumerate(shapes)

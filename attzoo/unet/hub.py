@@ -64,7 +64,7 @@ def _content(net: Any, dtype: str) -> dict[str, Any]:
 
 
 def _card(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the template CARD for the content of config.json."""
+    """Return the values for the placeholders of the template CARD, from the content of config.json."""
     card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
     return card | {"config": json.dumps(config, indent=2)}
 
@@ -103,7 +103,11 @@ def from_pretrained(cls: Any, source: str | os.PathLike[str], **options: Any) ->
 
 @lru_cache
 def _hub_class(cls: Any, needed_by: str) -> type[Any]:
-    """Return a subclass of `cls`, the torch U-Net, with huggingface_hub's mixin. It takes config.json's entries."""
+    """Return a subclass of `cls`, the torch U-Net, that is also huggingface_hub's mixin.
+
+    Its arguments are the entries of config.json. needed_by: name of the calling method, for the error if the package is
+    missing.
+    """
     try:
         from huggingface_hub import PyTorchModelHubMixin
     except ModuleNotFoundError as err:
@@ -124,15 +128,15 @@ def _hub_class(cls: Any, needed_by: str) -> type[Any]:
 
 def _check_replaceable(folder: Path) -> None:
     """Raise FileExistsError if a folder contains the model of another program."""
-    present = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
-    if not present:
+    present_files = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    if not present_files:
         return
     try:
         _check_folder(folder)
     except (OSError, ValueError, TypeError) as err:
         fix = "remove it first, or save to another folder"
         expected = f"expected only a U-Net of attzoo, or no model, in {folder}"
-        raise FileExistsError(f"{expected}, got another model in {', '.join(present)}: {fix}") from err
+        raise FileExistsError(f"{expected}, got another model in {', '.join(present_files)}: {fix}") from err
 
 
 def _check_folder(folder: Path) -> None:

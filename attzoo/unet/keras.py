@@ -57,9 +57,9 @@ class UNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments and settings of sublayers. Raise ValueError for a changed layer, which has no entry."""
         keras_layers.check_unchanged(self)
-        own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
-        own |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
-        return own | keras_layers.inner_settings(self)
+        config = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
+        config |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
+        return config | keras_layers.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
@@ -69,9 +69,12 @@ class UNet(keras.Model):
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
-    """Return the symbolic input and output of the functional model. policy: dtype policy of all layers."""
-    space = (None,) * net.spatial_dims
-    shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
+    """Return the symbolic input and output of the functional model of a network.
+
+    channels_last: the layout of both. policy: the dtype policy of all layers.
+    """
+    unknown_sizes = (None,) * net.spatial_dims
+    shape = (*unknown_sizes, net.in_channels) if channels_last else (net.in_channels, *unknown_sizes)
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
 
     def make(cls: Any, *args: Any, name: str, **kwargs: Any) -> Any:
@@ -90,9 +93,9 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     g = _units(make, net, "gating", [net.gating_unit], x) if net.gating_unit else x
     heads = []
     for i in reversed(range(len(skips) - 1)):
-        e, level = skips[i], net.levels[i]
-        up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), e])
-        s = _gate(make, net, i, level, e, g if net.gating == "grid" else up)
+        skip, level = skips[i], net.levels[i]
+        up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), skip])
+        s = _gate(make, net, i, level, skip, g if net.gating == "grid" else up)
         ordered = [s, up] if net.concat == "skip_first" else [up, s]
         concatenated = make(keras.layers.Concatenate, name=f"concat.{i}")(ordered)
         g = x = _units(make, net, f"decoder.{i}", level.decoder, concatenated, level.block)
@@ -110,70 +113,83 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     return inputs, y
 
 
-def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
-    """Return x, the output of level i + 1, upsampled to level i."""
+def _up(create_layer: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
+    """Return x, the output of level i + 1, upsampled to level i. create_layer: creates a layer, see `_build`."""
     step = net.steps[i]
     if level.interpolation == "nearest":
         Repeat, dims = getattr(keras.layers, f"UpSampling{net.spatial_dims}D"), net.spatial_dims
-        x = make(Repeat, step if dims > 1 else step[0], name=f"up.{i}.nearest", **_format(dims))(x)
+        x = create_layer(Repeat, step if dims > 1 else step[0], name=f"up.{i}.nearest", **_format(dims))(x)
     elif level.interpolation:
-        x = make(layers.Upsample, step, name=f"up.{i}.linear")(x)
-    return _units(make, net, f"up.{i}", level.up, x)
+        x = create_layer(layers.Upsample, step, name=f"up.{i}.linear")(x)
+    return _units(create_layer, net, f"up.{i}", level.up, x)
 
 
-def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
-    """Return the skip connection e of level i after its gate, with gating signal g; e itself without a gate."""
+def _gate(create_layer: Make, net: spec.UNet, i: int, level: Level, skip: Any, g: Any) -> Any:
+    """Return the skip connection of level i after its gate, with gating signal g; `skip` itself without a gate.
+
+    create_layer: creates a layer, see `_build`.
+    """
     if not level.gate:
-        return e
+        return skip
     coarse = max(level.min_size) > 1
-    widened = make(layers.Widen, level.min_size, name=f"skip.{i}.widen")(e) if coarse else e
-    s = _block(make, net, f"skip.{i}", level.gate, *(widened, g)[: len(level.gate.inputs)])
-    s = make(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
-    return _units(make, net, f"combine.{i}", [level.combine], s) if level.combine else s
+    widened = create_layer(layers.Widen, level.min_size, name=f"skip.{i}.widen")(skip) if coarse else skip
+    s = _block(create_layer, net, f"skip.{i}", level.gate, *(widened, g)[: len(level.gate.inputs)])
+    s = create_layer(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, skip]) if coarse else s
+    return _units(create_layer, net, f"combine.{i}", [level.combine], s) if level.combine else s
 
 
-def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None) -> Any:
-    """Return x after convolutions in order, each with its norm, activation and dropout, and after the block."""
+def _units(
+    create_layer: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None
+) -> Any:
+    """Return x after convolutions in order, each with its norm, activation and dropout, and after the block.
+
+    create_layer: creates a layer, see `_build`. path: path of the level.
+    """
     norms = {"batch": ops.BatchNorm, "instance": layers.InstanceNorm}
     for unit in units:
-        x = _conv(make, net, path, unit, x)
+        x = _conv(create_layer, net, path, unit, x)
         if unit.norm:
-            start = {"gamma_initializer": _start(net, f"{path}.norm{unit.part}.weight")} if unit.norm == "batch" else {}
-            x = make(norms[unit.norm], name=f"{path}.norm{unit.part}", **start)(x)
+            initializers = (
+                {"gamma_initializer": _start(net, f"{path}.norm{unit.part}.weight")} if unit.norm == "batch" else {}
+            )
+            x = create_layer(norms[unit.norm], name=f"{path}.norm{unit.part}", **initializers)(x)
         if unit.activation == "prelu":
-            x = make(layers.PReLU, name=f"{path}.activation{unit.part}")(x)
+            x = create_layer(layers.PReLU, name=f"{path}.activation{unit.part}")(x)
         elif unit.activation:
-            x = make(keras.layers.ReLU, name=f"{path}.relu{unit.part}")(x)
+            x = create_layer(keras.layers.ReLU, name=f"{path}.relu{unit.part}")(x)
         if unit.dropout:
-            x = make(keras.layers.Dropout, unit.dropout, name=f"{path}.dropout{unit.part}")(x)
-    return _block(make, net, f"{path}.block", block, x) if block else x
+            x = create_layer(keras.layers.Dropout, unit.dropout, name=f"{path}.dropout{unit.part}")(x)
+    return _block(create_layer, net, f"{path}.block", block, x) if block else x
 
 
-def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
-    """Return the convolution of a unit, applied to x."""
+def _conv(create_layer: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
+    """Return the convolution of a unit applied to x. path: that of the level. create_layer: see `_build`."""
     name, dims = f"{path}.{unit.conv}", net.spatial_dims
     kernel_initializer, bias_initializer = _start(net, f"{name}.weight"), _start(net, f"{name}.bias")
     initializers = {"kernel_initializer": kernel_initializer, "bias_initializer": bias_initializer}
     if max(unit.kernel) == max(unit.stride) == 1 and not unit.transposed:
-        return make(keras.layers.Dense, unit.outputs, name=name, **initializers)(x)
+        return create_layer(keras.layers.Dense, unit.outputs, name=name, **initializers)(x)
     layer_options = {"padding": "valid", "data_format": "channels_last", "name": name} | initializers
     if unit.transposed:
         Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
-        uncropped = make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
-        return make(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([uncropped, x])
+        uncropped = create_layer(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
+        return create_layer(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([uncropped, x])
     Layer = getattr(layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
-        return make(Layer, unit.outputs, unit.kernel, **layer_options | {"padding": "same"})(x)
-    padding = [(p, p) for p in unit.padding]   # "same" would pad a strided convolution at the end only
+        return create_layer(Layer, unit.outputs, unit.kernel, **layer_options | {"padding": "same"})(x)
+    padding = [(pixels, pixels) for pixels in unit.padding]   # "same" would pad a strided convolution at the end only
     Pad = getattr(keras.layers, f"ZeroPadding{dims}D")
-    x = make(Pad, padding if dims > 1 else padding[0], name=f"{name}.pad", **_format(dims))(x)
-    return make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
+    x = create_layer(Pad, padding if dims > 1 else padding[0], name=f"{name}.pad", **_format(dims))(x)
+    return create_layer(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
 
 
-def _linear(make: Make, net: spec.UNet, path: str) -> Any:
-    """Return the dense layer to the output channels with this path."""
+def _linear(create_layer: Make, net: spec.UNet, path: str) -> Any:
+    """Return the dense layer with this path, to the output channels of a network.
+
+    create_layer: creates a layer, see `_build`.
+    """
     initializers = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
-    return make(
+    return create_layer(
         keras.layers.Dense,
         net.out_channels,
         kernel_initializer=initializers[0],
@@ -182,9 +198,12 @@ def _linear(make: Make, net: spec.UNet, path: str) -> Any:
     )
 
 
-def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
-    """Apply a block to the inputs, with the initialization that the network specifies."""
-    layer = make(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
+def _block(create_layer: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
+    """Return the output of a block for these inputs. Its weights begin with the initialization of the network.
+
+    create_layer: creates a layer, see `_build`. path: path of the block.
+    """
+    layer = create_layer(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
     y = layer(*inputs)
     for name, own in block.weights.items():
         weight = net.weights[f"{path}.{name}"]
@@ -199,5 +218,5 @@ def _start(net: spec.UNet, name: str) -> Any:
 
 
 def _format(dims: int) -> dict[str, str]:
-    """Return the argument data_format as a mapping; it is empty for 1-D layers, which have no such argument."""
+    """Return the keyword arguments of a Keras layer with `dims` spatial axes: data_format, or none for 1-D layers."""
     return {} if dims == 1 else {"data_format": "channels_last"}

@@ -15,7 +15,7 @@ class _EmptyBatches(keras.layers.Layer):
     """Mixin, first among the bases, that makes a Keras layer accept an empty batch."""
 
     def call(self, inputs: Any) -> Any:
-        """Compute the layer, also for an empty batch."""
+        """Return the output of the layer, also for an empty batch."""
         return allow_empty_batch(super().call, inputs)
 
 
@@ -39,7 +39,7 @@ class InstanceNorm(keras.layers.Layer):
     """Normalise each channel of each sample, in float32 or wider: (N, *S, C) -> (N, *S, C)."""
 
     def call(self, x: Any) -> Any:
-        """Compute the layer."""
+        """Return x (N, *S, C) with each channel of each sample normalised."""
         z, axes = ops.cast(x, wide(x.dtype)), tuple(range(1, x.ndim - 1))
         center = mean(z, axes, keepdims=True)
         var = mean(ops.square(z - center), axes, keepdims=True)
@@ -59,7 +59,7 @@ class PReLU(keras.layers.Layer):
         self.weight = self.add_weight(name="weight", shape=(1,), initializer=keras.initializers.Constant(0.25))
 
     def call(self, x: Any) -> Any:
-        """Compute the layer."""
+        """Return x where it is positive, and weight * x elsewhere."""
         return ops.where(x > 0, x, ops.cast(self.weight, x.dtype) * x)
 
     def get_config(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class MaxPool(keras.layers.Layer):
         self.window = tuple(window)
 
     def call(self, x: Any) -> Any:
-        """Compute the layer."""
+        """Return the maxima over windows of x, (N, *ceil(S / window), C)."""
         if wide(x.dtype) != "float64":
             for axis, width in enumerate(self.window, start=1):
                 if width > 2:   # "same" would also pad before the first pixel
@@ -86,8 +86,8 @@ class MaxPool(keras.layers.Layer):
             return ops.max_pool(x, self.window, self.window, padding="same", data_format="channels_last")
         for axis, width in enumerate(self.window, start=1):   # TensorFlow does not pool volumes in float64
             n = ops.shape(x)[axis]
-            first = width * ops.arange((n + width - 1) // width, dtype="int32")
-            x = reduce(ops.maximum, [ops.take(x, ops.minimum(first + k, n - 1), axis) for k in range(width)])
+            first_indices = width * ops.arange((n + width - 1) // width, dtype="int32")
+            x = reduce(ops.maximum, [ops.take(x, ops.minimum(first_indices + k, n - 1), axis) for k in range(width)])
         return x
 
     def compute_output_shape(self, x: Any) -> Any:
@@ -111,7 +111,7 @@ class Crop(keras.layers.Layer):
         self.start, self.scale = start, scale
 
     def call(self, inputs: Any) -> Any:
-        """Compute the layer."""
+        """Return the cropped first input; inputs: [(N, *S, C), (N, *T, D)]."""
         x, reference = inputs
         dims = x.ndim - 2
         starts, scales = ([n] * dims if isinstance(n, int) else n for n in (self.start, self.scale))
@@ -138,7 +138,7 @@ class Widen(keras.layers.Layer):
         self.least = tuple(least)
 
     def call(self, x: Any) -> Any:
-        """Compute the layer."""
+        """Return x with the last pixel of each axis repeated up to the minimum size."""
         for axis, low in enumerate(self.least, start=1):
             if x.shape[axis] is None or x.shape[axis] < low:
                 n = ops.shape(x)[axis]
@@ -163,7 +163,7 @@ class Upsample(keras.layers.Layer):
         self.scale = scale
 
     def call(self, x: Any) -> Any:
-        """Compute the layer."""
+        """Return x upsampled by linear interpolation."""
         return resize(x, [n * s for n, s in zip(sizes(x), self.scale, strict=True)], "linear", align_corners=False)
 
     def compute_output_shape(self, x: Any) -> Any:
@@ -180,7 +180,7 @@ class ResizeLike(keras.layers.Layer):
     """Resize the first input to the size of the second linearly: [(N, *S, C), (N, *T, D)] -> (N, *T, C)."""
 
     def call(self, inputs: Any) -> Any:
-        """Compute the layer."""
+        """Return the first input resized to the size of the second; inputs: [(N, *S, C), (N, *T, D)]."""
         return resize(inputs[0], sizes(inputs[1]), "linear", align_corners=False)
 
     def compute_output_shape(self, shapes: Any) -> Any:

@@ -96,7 +96,7 @@ def levels(net: Settings) -> list[Level]:
 
 
 def gating(net: Settings) -> Unit | None:
-    """Return the convolution that makes the gating signal of grid gates from the deepest level, or None."""
+    """Return the unit that computes the gating signal of grid gates from the deepest level; None without grid gates."""
     deepest_channels = net.channels[-1]
     return _pointwise(net, deepest_channels, deepest_channels) if net.gating == "grid" else None
 
@@ -115,12 +115,12 @@ def initialized_by(weights: Mapping[str, Weight], initializer: str) -> dict[str,
 
     def initialized(name: str, weight: Weight) -> Weight:
         """Return the weight with its new initialization."""
-        path, _, leaf = name.rpartition(".")
-        if leaf == "weight" and len(weight.shape) > 1:
+        path, _, attribute = name.rpartition(".")
+        if attribute == "weight" and len(weight.shape) > 1:
             return _map(weight.shape, initializer)
-        if leaf == "weight" and f"{path}.mean" in weights:
+        if attribute == "weight" and f"{path}.mean" in weights:
             return Weight(weight.shape, "normal", spread, 1.0) if spread else Weight(weight.shape, "constant", 0, 1)
-        return Weight(weight.shape, "constant") if leaf == "bias" else weight
+        return Weight(weight.shape, "constant") if attribute == "bias" else weight
 
     return {name: initialized(name, weight) for name, weight in weights.items()}
 
@@ -176,7 +176,7 @@ def _units(prefix: str, units: Sequence[Unit]) -> dict[str, Weight]:
 
 
 def _inner(prefix: str, spec: Spec | None) -> dict[str, Weight]:
-    """Return the arrays of a gate or block by name with a prefix; {} for None."""
+    """Return the arrays of the gate or block with this spec, by name with a prefix; {} for None."""
     return prefixed(prefix, spec.weights) if spec else {}
 
 
@@ -194,7 +194,8 @@ def _level(net: Settings, i: int) -> Level:
     gated = net.skip is not None and i >= len(net.channels) - 1 - net.gates
     signal = net.channels[i + 1] if net.gating == "grid" else upsampled_channels
     inputs = channels + upsampled_channels
-    kernel, no_stride = (3,) * net.spatial_dims, (1,) * net.spatial_dims   # MONAI's, whatever its kernel_size
+    # MONAI's size, whatever its argument kernel_size.
+    kernel, no_stride = (3,) * net.spatial_dims, (1,) * net.spatial_dims
     merge = Unit("1", inputs, channels, kernel, no_stride, norm="instance", activation="prelu", dropout=net.rates[0])
     return Level(
         channels,
@@ -212,13 +213,16 @@ def _level(net: Settings, i: int) -> Level:
 
 
 def _convs(net: Settings, inputs: int, outputs: int, step: tuple[int, ...]) -> tuple[Unit, ...]:
-    """Return the two convolutions of a level; `step`: stride of the first, per spatial axis."""
-    first = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
-    return first, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
+    """Return the two convolutions of a level of a network, from `inputs` to `outputs` channels.
+
+    step: stride of the first, per spatial axis.
+    """
+    first_unit = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
+    return first_unit, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
 
 
 def _up(net: Settings, i: int) -> tuple[Unit, ...]:
-    """Return the convolutions that follow, or perform, the upsampling to level i."""
+    """Return the convolutions that follow or perform the upsampling from level i + 1 to level i."""
     inputs, outputs, step = net.channels[i + 1], net.channels[i], net.steps[i]
     conv = _unit(net, "", inputs, outputs, norm=net.norm)
     if net.up != "transpose":
@@ -231,13 +235,22 @@ def _up(net: Settings, i: int) -> tuple[Unit, ...]:
 
 
 def _unit(net: Settings, part: str, inputs: int, outputs: int, stride: tuple[int, ...] = (), **rest: Any) -> Unit:
-    """Return a convolution with the kernel size of the network; stride 1 by default; rest: further fields of `Unit`."""
+    """Return a unit with the kernel size of the network.
+
+    Args:
+        net: the arguments of the network.
+        part: as in `Unit`.
+        inputs: number of input channels.
+        outputs: number of output channels.
+        stride: per spatial axis; () for 1.
+        rest: further fields of `Unit`.
+    """
     dims = net.spatial_dims
     return Unit(part, inputs, outputs, (net.kernel_size,) * dims, stride or (1,) * dims, **rest)
 
 
 def _pointwise(net: Settings, inputs: int, outputs: int) -> Unit:
-    """Return a 1x1 convolution with the norm of the network."""
+    """Return the unit of a 1x1 convolution with the norm of the network, from `inputs` to `outputs` channels."""
     return Unit("", inputs, outputs, (1,) * net.spatial_dims, (1,) * net.spatial_dims, norm=net.norm)
 
 
@@ -246,8 +259,13 @@ def _create(
 ) -> Spec | None:
     """Return the spec of block `name`, or None if the name is None.
 
-    channels: number of channels of the input and, for a gate, of the gating signal. dims: number of spatial axes.
     Raises ValueError for the name of a network, an unknown option or one that the network sets, and the block's errors.
+
+    Args:
+        name: name of the block, or None.
+        arguments: the user's options of the block.
+        channels: number of channels of the input and, for a gate, of the gating signal.
+        dims: number of spatial axes.
     """
     if name is None:
         return None
@@ -257,13 +275,13 @@ def _create(
     for own in OWN:
         if own in arguments:
             raise ValueError(f"expected options of {name!r} without {own}, which the network sets, got {arguments}")
-    known = dict.fromkeys(field.name for field in fields(cls))   # type: ignore[arg-type]
-    if "spatial_dims" in known:
+    field_names = dict.fromkeys(field.name for field in fields(cls))   # type: ignore[arg-type]
+    if "spatial_dims" in field_names:
         arguments["spatial_dims"] = dims
-    if "gating_channels" in known:
+    if "gating_channels" in field_names:
         arguments["gating_channels"] = channels[-1]
-    if unknown := sorted(arguments.keys() - known.keys()):
-        options = ", ".join(option for option in known if option not in OWN)
-        hint = nearest(unknown[0], known) or "."
+    if unknown := sorted(arguments.keys() - field_names.keys()):
+        options = ", ".join(option for option in field_names if option not in OWN)
+        hint = nearest(unknown[0], field_names) or "."
         raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}{hint} Known: {options}")
     return cls(channels[0], **arguments)   # type: ignore[call-arg]

@@ -246,5 +246,6 @@ def _options(name: str, options: Any, count: int, first: int = 0) -> tuple[Mappi
     if any(not isinstance(mapping, Mapping) for mapping in options):
         raise TypeError(f"{name} must contain only mappings from argument to value, got {options!r}")
     if any(ignored := options[:first]):
-        raise ValueError(f"{name} must be {{}} for the {first} finest levels, without a gate, got {list(ignored)!r}")
+        expected = f"{name} must be {{}} for the {first} finest levels, which have no gate"
+        raise ValueError(f"{expected}, got {list(ignored)!r}")
     return tuple(dict(mapping) for mapping in options) or ({},) * count

@@ -61,6 +61,9 @@ def _leejunhyun_pair(path: str, source_path: str) -> dict[str, str]:
 
 
 def _gate(source: str, path: str, source_path: str) -> dict[str, str]:
-    """Return the keys of a gate by name, for a source of `attention_gate`."""
+    """Return the keys of a gate by name, for library `source` of the block `attention_gate`.
+
+    path: path of the gate in attzoo's U-Net. source_path: its path in the library's network.
+    """
     (layout,) = registry.keys("attention_gate")[source]
     return prefixed(path, {name: f"{source_path}.{key}" for name, key in layout.names.items()})

@@ -31,7 +31,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         contract.set_fields(self, skip_options=skip_options, block_options=block_options)
 
     def _check_blocks(self) -> None:
-        """Raise ValueError for a gate or block with another number of inputs than the network gives it."""
+        """Raise ValueError if a gate or block does not take as many inputs as the network gives to it."""
         for level in self.levels:
             if self.gating == "grid" and level.gate and len(level.gate.inputs) == 1:
                 got = f"got skip={self.skip!r}, a block with one input: set skip='attention_gate' or gating='up'"
@@ -76,9 +76,13 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         config = {name: value for name, value in config.items() if name != "gated" or config.get("skip") is not None}
         for inner in ("skip", "block"):
             name, options = config.get(inner), config.get(f"{inner}_options")
-            if isinstance(name, str) and isinstance(options, list) and all(isinstance(o, dict) for o in options):
+            if (
+                isinstance(name, str)
+                and isinstance(options, list)
+                and all(isinstance(option, dict) for option in options)
+            ):
                 spec = registry.get(name, backend="numpy")
-                config[f"{inner}_options"] = [contract.without_idle_rules(spec, o) for o in options]
+                config[f"{inner}_options"] = [contract.without_idle_rules(spec, option) for option in options]
         return config
 
     def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
@@ -87,13 +91,13 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
 
     def macs(self, x: Sequence[int]) -> int:
         """Return the number of multiply-adds for x of shape (N, C, *S): convolutions, gates and blocks."""
-        space = plan.sizes(self, x[2:])
-        total = prod(space[0]) * self.weights["head.weight"].size
+        level_sizes = plan.sizes(self, x[2:])
+        total = prod(level_sizes[0]) * self.weights["head.weight"].size
         if self.gating_unit:
-            total += _cost(self.gating_unit, space[-1])
+            total += _cost(self.gating_unit, level_sizes[-1])
         for i, level in enumerate(self.levels):
-            level_size, size_below = space[i], space[min(i + 1, len(space) - 1)]
-            # cropped to the size of the level after the units
+            level_size, size_below = level_sizes[i], level_sizes[min(i + 1, len(level_sizes) - 1)]
+            # The upsampled map is cropped to the size of the level only after these convolutions.
             upsampled_size = tuple(map(mul, size_below, self.steps[i])) if level.decoder else level_size
             total += sum(_cost(unit, level_size) for unit in (*level.encoder, *level.decoder))
             total += sum(_cost(unit, size_below if unit.transposed else upsampled_size) for unit in level.up)
@@ -152,13 +156,13 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         g = units("gating", x, [self.gating_unit]) if self.gating_unit else x
         heads = []
         for i, level in reversed(list(enumerate(self.levels[:-1]))):
-            e, up = skips[i], x
+            skip, up = skips[i], x
             if level.interpolation:
                 size = [n * s for n, s in zip(up.shape[2:], self.steps[i], strict=True)]
                 up = ops.resize(up, size, level.interpolation, align_corners=False)
-            up = ops.crop(units(f"up.{i}", up, level.up), e.shape[2:])
-            s = inner(f"skip.{i}", level.gate, ops.widen(e, level.min_size), g if self.gating == "grid" else up)
-            s = ops.crop(s, e.shape[2:])
+            up = ops.crop(units(f"up.{i}", up, level.up), skip.shape[2:])
+            s = inner(f"skip.{i}", level.gate, ops.widen(skip, level.min_size), g if self.gating == "grid" else up)
+            s = ops.crop(s, skip.shape[2:])
             s = units(f"combine.{i}", s, [level.combine] if level.combine else [])
             concatenated = np.concatenate([s, up] if self.concat == "skip_first" else [up, s], axis=1)
             g = x = inner(f"decoder.{i}.block", level.block, units(f"decoder.{i}", concatenated, level.decoder))
@@ -171,21 +175,21 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
 
 
 def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) -> Array:
-    """Return a convolution of x, with the norm and activation after it: (N, I, *S) -> (N, O, *T)."""
+    """Return the convolution of a unit applied to x, with its norm and activation: (N, I, *S) -> (N, O, *T)."""
     x = (ops.transposed if unit.transposed else ops.conv)(x, weights, unit.conv, unit.stride)
     if unit.norm:
-        norm = f"norm{unit.part}"
-        x = ops.instance_norm(x) if unit.norm == "instance" else ops.batch_norm(x, weights, norm, training)
+        norm_name = f"norm{unit.part}"
+        x = ops.instance_norm(x) if unit.norm == "instance" else ops.batch_norm(x, weights, norm_name, training)
     if unit.activation == "prelu":
         return ops.prelu(x, weights[f"activation{unit.part}.weight"])
     return ops.relu(x) if unit.activation else x
 
 
-def _cost(unit: Unit, space: Sequence[int]) -> int:
+def _cost(unit: Unit, sizes: Sequence[int]) -> int:
     """Return the multiply-adds of a convolution. space: size of the output, or of the input if it is transposed."""
-    return prod(space) * prod(unit.kernel) * unit.inputs * unit.outputs
+    return prod(sizes) * prod(unit.kernel) * unit.inputs * unit.outputs
 
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
-    """Return a block's options, with defaults of None replaced by their values."""
-    return {k: v for k, v in block.config().items() if k not in plan.OWN} if block else {}
+    """Return the options of a gate or block, with defaults of None replaced by their values; {} for None."""
+    return {key: value for key, value in block.config().items() if key not in plan.OWN} if block else {}

@@ -79,9 +79,9 @@ class UNet(SpecModule):
         g = self.gating(x)
         heads: list[Tensor] = []
         for i in range(len(skips) - 2, -1, -1):
-            e, level = skips[i], self.spec.levels[i]
-            up = ops.crop(self._up(i, level, x), e.shape[2:])
-            s = self._gate(str(i), e, g if self.spec.gating == "grid" else up)
+            skip, level = skips[i], self.spec.levels[i]
+            up = ops.crop(self._up(i, level, x), skip.shape[2:])
+            s = self._gate(str(i), skip, g if self.spec.gating == "grid" else up)
             concatenated = torch.cat([s, up] if self.spec.concat == "skip_first" else [up, s], dim=1)
             g = x = self._units(self.decoder[i], concatenated)
             if level.supervised:
@@ -100,7 +100,8 @@ class UNet(SpecModule):
 
     def fuse(self) -> UNet:
         """Deprecated name of `fold_norms`, kept for one release."""
-        warnings.warn("UNet.fuse is now UNet.fold_norms", DeprecationWarning, stacklevel=2)
+        message = "UNet.fuse is deprecated and will be removed in the next release: use UNet.fold_norms"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         return self.fold_norms()
 
     def fold_norms(self) -> UNet:
@@ -177,13 +178,13 @@ class UNet(SpecModule):
             x = ops.upsample(x, step)
         return self._units(self.up[i], x)
 
-    def _gate(self, key: str, e: Tensor, g: Tensor) -> Tensor:
+    def _gate(self, key: str, skip: Tensor, g: Tensor) -> Tensor:
         """Return the skip connection e of level `key` after its gate, with gating signal g; e itself without a gate."""
         if key not in self.skip:
-            return e
+            return skip
         gate: Any = self.skip[key]
-        widened = ops.widen(e, self.spec.levels[int(key)].min_size)
-        s = ops.crop(gate(*(widened, g)[: len(gate.spec.inputs)]), e.shape[2:])
+        widened = ops.widen(skip, self.spec.levels[int(key)].min_size)
+        s = ops.crop(gate(*(widened, g)[: len(gate.spec.inputs)]), skip.shape[2:])
         return self.combine[key](s) if key in self.combine else s
 
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
@@ -196,7 +197,15 @@ class UNet(SpecModule):
 
 
 class Units(nn.Module):
-    """Convolutions in order, each with its norm, activation and dropout, then the block: (N, I, *S) -> (N, O, *T)."""
+    """Convolutions in order, each with its norm, activation and dropout, then the block: (N, I, *S) -> (N, O, *T).
+
+    Args:
+        units: descriptions of the convolutions.
+        net: the spec of the network.
+        factory_options: device and dtype.
+        block: spec of the block after them, or None.
+        repeat: factors of nearest upsampling before the convolution, per axis; None for none.
+    """
 
     def __init__(
         self,
@@ -240,7 +249,10 @@ class Units(nn.Module):
 
 
 def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
-    """Whether x = norm(conv(...)) may be overwritten: no hook can have stored x, and no mode or subclass is active."""
+    """Whether x, the output of `conv` or of `norm` after it, may be overwritten.
+
+    It may if no hook can have stored x, and no mode or subclass of tensors is active.
+    """
     is_ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
     return ops.may_overwrite(x) and is_ordinary
 
@@ -251,7 +263,10 @@ def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
 
 
 def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, factory_options: dict[str, Any]) -> nn.Module:
-    """Return the convolution of a unit, after nearest upsampling by `repeat` if given; made: device and dtype."""
+    """Return the convolution of a unit with `dims` spatial axes, after nearest upsampling by `repeat` if given.
+
+    factory_options: device and dtype.
+    """
     sizes = unit.inputs, unit.outputs, unit.kernel
     if repeat:
         conv: nn.Module = ops.REPEATING[dims](*sizes, padding=unit.padding, **factory_options)
@@ -260,7 +275,9 @@ def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, factory_options
     if not unit.transposed:
         return ops.CONV[dims](*sizes, unit.stride, unit.padding, **factory_options)
     axes = zip(unit.kernel, unit.stride, unit.padding, strict=True)
-    missing = tuple(step + 2 * p - k for k, step, p in axes)   # for an output of the input's size times the stride
+    missing = tuple(
+        step + 2 * padding - k for k, step, padding in axes
+    )  # for an output of the input's size times the stride
     return ops.TRANSPOSED[dims](*sizes, unit.stride, unit.padding, missing, **factory_options)
 
 
@@ -272,7 +289,9 @@ def _checkpoint_contexts(units: nn.Module) -> tuple[Any, Any]:
 @contextmanager
 def _buffers_restored(units: nn.Module) -> Iterator[None]:
     """Restore the buffers of a module on leaving the context."""
-    buffers = [(m, name, buffer) for m in units.modules() for name, buffer in m.named_buffers(recurse=False)]
+    buffers = [
+        (module, name, buffer) for module in units.modules() for name, buffer in module.named_buffers(recurse=False)
+    ]
     for module, name, buffer in buffers:
         setattr(module, name, buffer.clone())
     try:
@@ -283,7 +302,7 @@ def _buffers_restored(units: nn.Module) -> Iterator[None]:
 
 
 def _block(block: Spec | None, factory_options: dict[str, Any]) -> nn.Module:
-    """Return the module of a gate or block, or the identity for None; made: device and dtype."""
+    """Return the module of a gate or block, or the identity for None. factory_options: device and dtype."""
     if not block:
         return nn.Identity()
     cls = registry.class_of(block, "torch")

@@ -31,7 +31,7 @@ def gated(net: UNet, options: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def all_but_finest(net: UNet) -> int:
-    """All skips except the finest."""
+    """The number of skips except the finest."""
     return 0 if net.skip is None else max(1, len(net.channels) - 2)
 
 

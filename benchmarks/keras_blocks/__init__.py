@@ -1,4 +1,8 @@
-"""The blocks in plain Keras, in a file with the block's name each."""
+"""The blocks in Keras's own layers, each in a file with the block's name.
+
+Each function has the block's spec and symbolic input images in Keras's current data format, and returns the symbolic
+output.
+"""
 
 from importlib.util import find_spec
 

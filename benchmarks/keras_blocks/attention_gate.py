@@ -8,7 +8,10 @@ from ..plain_keras import layers, norm, resample
 
 
 def attention_gate(spec: Any, x: Any, g: Any) -> Any:
-    """Return the output of the additive gate. A coarser g is upsampled after its projection."""
+    """Return the output of the additive gate for images x and a gating signal g, which may be coarser.
+
+    A coarser g is upsampled after its projection.
+    """
     if spec.align_corners:
         raise ValueError("expected align_corners=False, the only way in which Keras's layers upsample, got True")
     skip = layers.Conv2D(spec.width, spec.strides, spec.strides, use_bias=spec.skip_bias, name="skip")(x)

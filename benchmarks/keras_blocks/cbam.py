@@ -9,5 +9,5 @@ from .spatial_attention import spatial_attention
 
 
 def cbam(spec: Any, x: Any) -> Any:
-    """Return the output of CBAM."""
+    """Return the output of CBAM with the arguments of `spec` for images x."""
     return spatial_attention(spec.spatial, channel_attention(spec.channel, x, "channel_"), "spatial_")

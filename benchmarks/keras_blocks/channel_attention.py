@@ -8,7 +8,7 @@ from ..plain_keras import layers, per_channel
 
 
 def channel_attention(spec: Any, x: Any, prefix: str = "") -> Any:
-    """Return the output of channel attention; `prefix` precedes the layers' names."""
+    """Return the output of channel attention for images x. The names of its layers begin with `prefix`."""
     squeeze = layers.Dense(spec.width, activation="relu", use_bias=spec.bias, name=f"{prefix}squeeze")
     excite = layers.Dense(spec.channels, use_bias=spec.bias, name=f"{prefix}excite")
     pools = layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)

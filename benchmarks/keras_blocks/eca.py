@@ -8,9 +8,9 @@ from ..plain_keras import layers, per_channel
 
 
 def eca(spec: Any, x: Any) -> Any:
-    """Return the output of ECA."""
+    """Return the output of ECA with the arguments of `spec` for images x."""
     if spec.padding != "zeros":
-        raise ValueError(f"expected padding='zeros', got {spec.padding!r}")
+        raise ValueError(f"expected padding='zeros', the only one of Keras's layers, got {spec.padding!r}")
     s = layers.GlobalAveragePooling2D()(x)
     s = layers.Reshape((spec.channels, 1))(s)
     s = layers.Conv1D(1, spec.k, padding="same", use_bias=False, data_format="channels_last", name="conv")(s)

@@ -10,7 +10,7 @@ from ..plain_keras import axis, layers, norm
 
 
 def spatial_attention(spec: Any, x: Any, prefix: str = "") -> Any:
-    """Return the output of spatial attention; `prefix` precedes the layers' names."""
+    """Return the output of spatial attention for images x. The names of its layers begin with `prefix`."""
     pools = keras.ops.mean(x, axis=axis(), keepdims=True), keras.ops.max(x, axis=axis(), keepdims=True)
     s = layers.Concatenate(axis=axis())(pools)
     s = layers.Conv2D(1, spec.kernel_size, padding="same", use_bias=False, name=f"{prefix}conv")(s)

@@ -28,8 +28,8 @@ def test_coarse_gating_signal_is_resampled():
     spec = AttentionGate(1, 1, 1, spatial_dims=1)
     weights = gate_weights(spec, gating_weight=1, psi_weight=1)
     assert_close(spec.attention(np.ones((1, 1, 4)), np.full((1, 1, 1), log(3)), weights=weights), [3 / 4] * 4)
-    got = spec.attention(np.ones((1, 1, 4)), np.array([[[0.0, 4.0]]]), weights=weights)
-    assert_close(got, 1 / (1 + np.exp(-np.array([0.0, 1, 3, 4]))))
+    actual = spec.attention(np.ones((1, 1, 4)), np.array([[[0.0, 4.0]]]), weights=weights)
+    assert_close(actual, 1 / (1 + np.exp(-np.array([0.0, 1, 3, 4]))))
 
 
 @pytest.mark.parametrize(("x", "g", "message"), [
@@ -81,7 +81,10 @@ ARRAYS = {
 
 def gate_leejunhyun(x, g, w, training):
     """Compute LeeJunHyun's gate, which is MONAI's too."""
-    t, p = (batch_norm(pointwise(a, w, n), w, f"{n}_norm", training) for n, a in (("skip", x), ("gating", g)))
+    t, p = (
+        batch_norm(pointwise(array, w, name), w, f"{name}_norm", training)
+        for name, array in (("skip", x), ("gating", g))
+    )
     psi = batch_norm(pointwise(F.relu(p + t), w, "psi"), w, "psi_norm", training)
     return x * psi.sigmoid()
 

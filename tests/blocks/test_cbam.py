@@ -31,7 +31,7 @@ def test_channel_attention_comes_before_spatial_attention():
     rng, block = np.random.default_rng(0), CBAM(6, reduction=2, kernel_size=3)
     weights = {name: rng.normal(size=weight.shape) for name, weight in block.weights.items()}
     x = rng.normal(size=(2, 6, 4, 5))
-    channel = {name.removeprefix("channel."): a for name, a in weights.items() if name.startswith("channel.")}
+    channel = {name.removeprefix("channel."): array for name, array in weights.items() if name.startswith("channel.")}
     scaled = ChannelAttention(6, 2)(x, weights=channel)
     expected = SpatialAttention(6, 3)(scaled, weights={"conv.weight": weights["spatial.conv.weight"]})
     assert_close(block(x, weights=weights), expected)
@@ -57,9 +57,9 @@ def cbam(x, w, training, **options):
     return spatial_gate(channel_gate(x, w, training, "channel."), w, training, "spatial.", **options)
 
 
-MATRICES = arrays_of("channel.squeeze", "channel.excite", leaves=("weight",))
+MATRICES = arrays_of("channel.squeeze", "channel.excite", weight_names=("weight",))
 BIASED = arrays_of("channel.squeeze", "channel.excite")
-CONV = arrays_of("spatial.conv", leaves=("weight",))
+CONV = arrays_of("spatial.conv", weight_names=("weight",))
 NORM = norms_of("spatial.norm")
 PUBLISHED = {
     "paper": Published(partial(cbam, norm=False), MATRICES + CONV, widths(FLOOR_16)),

@@ -34,7 +34,7 @@ ARRAYS = {"": ({"channels": 32}, SQUEEZE)}
 # ---- published variants ----------------------------------------------------------------------------------------------
 
 BIASED = arrays_of("squeeze", "excite")
-UNBIASED = arrays_of("squeeze", "excite", leaves=("weight",))
+UNBIASED = arrays_of("squeeze", "excite", weight_names=("weight",))
 PUBLISHED = {
     "paper": Published(channel_gate, UNBIASED, widths(FLOOR_16)),
     "official": Published(channel_gate, BIASED, widths(FLOOR_16)),

@@ -45,8 +45,8 @@ def test_worked_out_by_hand():
 def test_circular_padding():
     """The channel before the first is the last."""
     x = np.array([0.0, 0.0, log(3)]).reshape(1, 3, 1)
-    got = ECA(3, 3, padding="circular").attention(x, weights={"conv.weight": np.array([1.0, 0, 0])})
-    assert_close(got, [3 / 4, 1 / 2, 1 / 2])
+    actual = ECA(3, 3, padding="circular").attention(x, weights={"conv.weight": np.array([1.0, 0, 0])})
+    assert_close(actual, [3 / 4, 1 / 2, 1 / 2])
 
 
 def test_macs_are_those_of_the_convolution_over_channels():
@@ -86,7 +86,7 @@ def kernel_sizes(*values):
     return {(channels,): {"k": k} for channels, k in zip((4, 8, 64, 128, 2048), values, strict=True)}
 
 
-KERNEL = arrays_of("conv", leaves=("weight",))
+KERNEL = arrays_of("conv", weight_names=("weight",))
 PUBLISHED = {
     "paper": Published(eca_official, KERNEL, kernel_sizes(1, 3, 3, 5, 7)),
     "official": Published(eca_official, KERNEL, kernel_sizes(3, 3, 3, 3, 3)),

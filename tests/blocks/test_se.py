@@ -87,7 +87,7 @@ def se_of_mobilenet_v3(x, w, training):
 
 
 BIASED = arrays_of("squeeze", "excite")
-UNBIASED = arrays_of("squeeze", "excite", leaves=("weight",))
+UNBIASED = arrays_of("squeeze", "excite", weight_names=("weight",))
 FLOOR_2 = (2, 4, 8, 12, 20, 32, 36, 48, 50, 100, 150, 256)
 EIGHTS_4 = (8, 8, 8, 8, 16, 16, 24, 24, 24, 48, 72, 128)
 TIMM = (8, 8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 32)

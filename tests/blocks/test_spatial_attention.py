@@ -15,16 +15,16 @@ def test_worked_out_by_hand():
     x = np.array([[2.0, 0.0], [0.0, 0.0]])[None]
     kernel = np.zeros((1, 2, 3))
     kernel[0, :, 1] = 1, 2
-    got = SpatialAttention(2, 3, spatial_dims=1).attention(x, weights={"conv.weight": kernel})
-    assert_close(got, [1 / (1 + np.exp(-5)), 1 / 2])
+    actual = SpatialAttention(2, 3, spatial_dims=1).attention(x, weights={"conv.weight": kernel})
+    assert_close(actual, [1 / (1 + np.exp(-5)), 1 / 2])
 
 
 def test_kernel_is_not_flipped():
     """The first weight is for the previous pixel, which is 0 outside."""
     kernel = np.zeros((1, 2, 3))
     kernel[0, 0, 0] = log(3)
-    got = SpatialAttention(1, 3, spatial_dims=1).attention(np.ones((1, 1, 2)), weights={"conv.weight": kernel})
-    assert_close(got, [1 / 2, 3 / 4])
+    actual = SpatialAttention(1, 3, spatial_dims=1).attention(np.ones((1, 1, 2)), weights={"conv.weight": kernel})
+    assert_close(actual, [1 / 2, 3 / 4])
 
 
 @pytest.mark.parametrize("channels", [64, 256])
@@ -45,7 +45,7 @@ ARRAYS = {
 
 # ---- published variants ----------------------------------------------------------------------------------------------
 
-PLAIN = arrays_of("conv", leaves=("weight",))
+PLAIN = arrays_of("conv", weight_names=("weight",))
 NORMED = PLAIN + norms_of("norm")
 PUBLISHED = {
     "paper": Published(partial(spatial_gate, norm=False), PLAIN, {}),

@@ -24,24 +24,28 @@ NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
 
 
 def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
-    """Whether `gated` should compute x * gate.attention(x, g).
+    """Whether `gated` should compute x * gate.attention(x, g), instead of the gate's layers.
 
-    x must be large, no gradient may be needed, and the layers must be 1x1 convolutions and foldable norms, no hooks.
+    x must be large, no gradient may be needed, and the layers must be 1x1 convolutions and foldable norms without
+    hooks.
     """
     return (
         x.numel() >= FEW
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
-        and all(type(p) in guard.PLAIN for p in gate.parameters())
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, g, *gate.parameters())))
+        and all(type(parameter) in guard.PLAIN for parameter in gate.parameters())
         and all(_is_pointwise(conv) and _is_foldable(norm) for conv, norm in _layers(gate))
     )   # fmt: skip
 
 
-def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
-    """Whether relu(t + p) may overwrite t, the output of gate.skip_norm: t is large, and no hook can have stored it."""
+def overwrites(gate: Any, skip: Tensor, gating: Tensor) -> bool:
+    """Whether relu(skip + gating) may overwrite skip, the output of gate.skip_norm.
+
+    It may if skip is large, and no hook can have stored it. gating: the resampled output of gate.gating_norm.
+    """
     return (
-        guard.is_eager_on_cpu(t, p)
-        and t.numel() >= FEW
-        and t.dtype == p.dtype
+        guard.is_eager_on_cpu(skip, gating)
+        and skip.numel() >= FEW
+        and skip.dtype == gating.dtype
         and guard.is_ordinary(gate.skip, *CONVS)
         and guard.is_ordinary(gate.skip_norm, *NORMS)
     )
@@ -84,14 +88,18 @@ def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
     so that the intermediate tensors stay in the cache.
     """
     gate.check_inputs(x, g)
-    (w, w_bias), (u, u_bias), (psi, psi_bias) = (_folded(conv, norm) for conv, norm in _layers(gate))
-    p, bias, same_size = g, u_bias + w_bias, g.shape[2:] == x.shape[2:]
+    (skip_weight, skip_bias), (gating_weight, gating_bias), (psi, psi_bias) = (
+        _folded(conv, norm) for conv, norm in _layers(gate)
+    )
+    gating, bias, same_size = g, gating_bias + skip_bias, g.shape[2:] == x.shape[2:]
     if not same_size:
-        p = ops.resize(_projected(g, u, bias), x.shape[2:], gate.spec.interpolation, gate.spec.align_corners)
+        gating = ops.resize(
+            _projected(g, gating_weight, bias), x.shape[2:], gate.spec.interpolation, gate.spec.align_corners
+        )
     y = torch.empty_like(x)
-    for x_tile, p_tile, y_tile in zip(_tiles(x), _tiles(p), _tiles(y), strict=True):
-        h = _linear(p_tile, u, bias) if same_size else p_tile
-        h = h.baddbmm_(w.expand(len(h), -1, -1), x_tile).relu_()
+    for x_tile, p_tile, y_tile in zip(_tiles(x), _tiles(gating), _tiles(y), strict=True):
+        h = _linear(p_tile, gating_weight, bias) if same_size else p_tile
+        h = h.baddbmm_(skip_weight.expand(len(h), -1, -1), x_tile).relu_()
         alpha = torch.baddbmm(psi_bias, psi.expand(len(h), -1, -1), h).sigmoid_()
         torch.mul(x_tile, alpha, out=y_tile)
     return y
@@ -116,29 +124,34 @@ def _layers(gate: Any) -> tuple[tuple[Any, Any], ...]:
 
 def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Return weight (F, C) and bias (F,) of a 1x1 convolution with the norm after it folded in."""
-    w, b = conv.weight, conv.bias
+    weight, bias = conv.weight, conv.bias
     if not isinstance(norm, nn.Identity):
-        w, b = fuse_conv_bn_weights(w, b, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    return w.flatten(1), w.new_zeros(len(w)) if b is None else b
+        weight, bias = fuse_conv_bn_weights(
+            weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+    return weight.flatten(1), weight.new_zeros(len(weight)) if bias is None else bias
 
 
-def _projected(g: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Return w g + b for g (N, G, *S): (N, F, *S), with the strides that a convolution would give, also for N = 1."""
-    return _linear(g.flatten(2), w, b).mT.unflatten(1, g.shape[2:]).movedim(-1, 1)
+def _projected(g: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return weight g + bias for g (N, G, *S), weight (F, G) and bias (F,): (N, F, *S).
+
+    The strides are those that a convolution would give, also for N = 1.
+    """
+    return _linear(g.flatten(2), weight, bias).mT.unflatten(1, g.shape[2:]).movedim(-1, 1)
 
 
 def _tiles(x: Tensor) -> Iterator[Tensor]:
-    """Split x (N, C, *S) into views (n, C, p): of several samples, or of some pixels of one sample."""
+    """Split x (N, C, *S) into views (n, C, p) that fit into the cache: several samples, or part of one sample."""
     flat, tile = x.flatten(2), TILE * torch.get_num_threads()
     for samples in flat.split(max(1, tile // flat.shape[2])):
         yield from samples.split(tile, 2)
 
 
-def _linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Return w x + b for x (n, C, p): (n, F, p), in the memory layout of x."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return weight x + bias for x (n, C, p), weight (F, C) and bias (F,): (n, F, p), in the layout of x."""
     if x.is_contiguous() or x.stride(1) != 1:
-        return torch.baddbmm(b[:, None], w.expand(len(x), -1, -1), x)
-    return torch.baddbmm(b, x.mT, w.mT.expand(len(x), -1, -1)).mT
+        return torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x)
+    return torch.baddbmm(bias, x.mT, weight.mT.expand(len(x), -1, -1)).mT
 
 
 FORM = CpuForm(folds, lambda *call: gated(*call))   # looks `gated` up at each call, because tests replace it

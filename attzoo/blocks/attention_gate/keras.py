@@ -40,12 +40,12 @@ class AttentionGate(Block):
 
     def build(self, x_shape: Any, g_shape: Any = None) -> None:
         """Create the variables of the layers."""
-        c, f, unknown = self.spec.channels, self.spec.width, (None,) * (self.spec.spatial_dims + 1)
+        c, width, unknown = self.spec.channels, self.spec.width, (None,) * (self.spec.spatial_dims + 1)
         self.skip.build((*unknown, c))
         self.gating.build((*unknown, self.spec.gating_channels))
-        self.psi.build((*unknown, f))
-        self.skip_norm.build((*unknown, f))
-        self.gating_norm.build((*unknown, f))
+        self.psi.build((*unknown, width))
+        self.skip_norm.build((*unknown, width))
+        self.gating_norm.build((*unknown, width))
         self.psi_norm.build((*unknown, 1))
         self.output_.build((*unknown, c))
         self.output_norm.build((*unknown, c))
@@ -55,11 +55,11 @@ class AttentionGate(Block):
         self.check_inputs(x, g)
         x, g = ops.to_last(x, self.channels_last), ops.to_last(g, self.channels_last)
         resampling = self.spec.interpolation, self.spec.align_corners
-        t = self.skip_norm(self.skip(x), training=training)
-        p = self.gating_norm(self.gating(g), training=training)
-        h = ops.relu(t + ops.resize(p, ops.sizes(t), *resampling))
-        q = self.psi_norm(self.psi(h), training=training)
-        return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *resampling), self.channels_last)
+        skip = self.skip_norm(self.skip(x), training=training)
+        gating = self.gating_norm(self.gating(g), training=training)
+        h = ops.relu(skip + ops.resize(gating, ops.sizes(skip), *resampling))
+        logits = self.psi_norm(self.psi(h), training=training)
+        return ops.from_last(ops.resize(ops.sigmoid(logits), ops.sizes(x), *resampling), self.channels_last)
 
     def call(   # type: ignore[override]
         self, x: Any, g: Any, training: bool | None = None, attention_only: bool = False

@@ -24,7 +24,7 @@ KEYS: Final = {
 
 
 def monai_arguments(spec: Any) -> dict[str, Any]:
-    """Return the arguments that MONAI's AttentionLayer passes: the gate has C // 2 inner channels."""
+    """Return the arguments of MONAI's AttentionLayer for a block's spec: the gate has C // 2 inner channels."""
     dims = {"spatial_dims": spec.spatial_dims}
     return dims | {"f_l": spec.channels, "f_g": spec.gating_channels, "f_int": spec.channels // 2}
 

@@ -148,11 +148,11 @@ class AttentionGate(BlockSpec):
         """(N, C, *S), (N, G, *G) -> (N, 1, *S). Return the coefficients."""
         self.check_inputs(x.shape, g.shape)
         resampling = self.interpolation, self.align_corners
-        t = ops.batch_norm(ops.strided(x, weights, "skip"), weights, "skip_norm", training)
-        p = ops.batch_norm(ops.linear(g, weights, "gating"), weights, "gating_norm", training)
-        h = ops.relu(t + ops.resize(p, t.shape[2:], *resampling))
-        q = ops.batch_norm(ops.linear(h, weights, "psi"), weights, "psi_norm", training)
-        return ops.resize(ops.sigmoid(q), x.shape[2:], *resampling)
+        skip = ops.batch_norm(ops.strided(x, weights, "skip"), weights, "skip_norm", training)
+        gating = ops.batch_norm(ops.linear(g, weights, "gating"), weights, "gating_norm", training)
+        h = ops.relu(skip + ops.resize(gating, skip.shape[2:], *resampling))
+        logits = ops.batch_norm(ops.linear(h, weights, "psi"), weights, "psi_norm", training)
+        return ops.resize(ops.sigmoid(logits), x.shape[2:], *resampling)
 
     def __call__(   # type: ignore[override]
         self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False

@@ -54,11 +54,11 @@ class AttentionGate(Block):
         """Return the coefficients: (N, C, *S), (N, G, *G) -> (N, 1, *S)."""
         self.check_inputs(x, g)
         resampling = self.spec.interpolation, self.spec.align_corners
-        t = ops.apply_norm(self.skip_norm, project(self.skip, x))
-        p = ops.resize(ops.apply_norm(self.gating_norm, project(self.gating, g)), t.shape[2:], *resampling)
-        h = t.add_(p).relu_() if cpu.overwrites(self, t, p) else ops.relu(t + p)
-        q = ops.apply_norm(self.psi_norm, project(self.psi, h))
-        return ops.resize(ops.sigmoid(q), x.shape[2:], *resampling)
+        skip = ops.apply_norm(self.skip_norm, project(self.skip, x))
+        gating = ops.resize(ops.apply_norm(self.gating_norm, project(self.gating, g)), skip.shape[2:], *resampling)
+        h = skip.add_(gating).relu_() if cpu.overwrites(self, skip, gating) else ops.relu(skip + gating)
+        logits = ops.apply_norm(self.psi_norm, project(self.psi, h))
+        return ops.resize(ops.sigmoid(logits), x.shape[2:], *resampling)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
         """Return the output: (N, C, *S), (N, G, *G) -> (N, C, *S). Raise TypeError or ValueError for other inputs."""

@@ -36,7 +36,17 @@ float[] eps, bool[] training, str interpolation, bool align_corners, bool needs_
 
 
 class Call(NamedTuple):
-    """The arguments of the operator, grouped; `needs_backward`: whether tensors are saved for a backward pass."""
+    """The arguments of the operator, grouped.
+
+    Attributes:
+        x: (N, C, *S).
+        g: (N, G, *G).
+        projections: the tensors of the three projections.
+        interpolation: "linear" or "nearest".
+        align_corners: whether linear interpolation aligns corners.
+        needs_backward: whether tensors are saved for a backward pass.
+
+    """
 
     x: Tensor
     g: Tensor
@@ -51,7 +61,7 @@ class Call(NamedTuple):
         return self.projections.skip.weight.shape[0]
 
     def grids(self, source: Tensor) -> Grids:
-        """Return the grids for resampling from the positions of `source` to those of x."""
+        """Return the grids for resampling from the positions of `source` (N, G, *G) to those of x."""
         return grids(source.shape[2:], self.x.shape[2:], self.interpolation, self.align_corners)
 
     def with_batch_statistics(self, saved: Saved) -> Projections:
@@ -101,7 +111,10 @@ def call_of(
     psi_mean: Tensor | None, psi_var: Tensor | None,
     eps: Sequence[float], training: Sequence[bool], interpolation: str, align_corners: bool, needs_backward: bool,
 ) -> Call:   # fmt: skip
-    """Group the operator's arguments, see ARGUMENTS; eps, training: of the skip, gating and psi norm."""
+    """Group the arguments of the operator, in the order of `ARGUMENTS`.
+
+    eps and training have three values each, for the norms of skip, gating and psi.
+    """
     projections = Projections(
         Projection(w, bias, scale, shift, mean, var, eps[0], training[0]),
         Projection(u, gating_bias, gating_scale, gating_shift, gating_mean, gating_var, eps[1], training[1]),
@@ -115,7 +128,7 @@ def grouped_gradients(
     dscale: Tensor | None, dshift: Tensor | None, dgating_scale: Tensor | None, dgating_shift: Tensor | None,
     dpsi_scale: Tensor | None, dpsi_shift: Tensor | None,
 ) -> Gradients:   # fmt: skip
-    """Group the gradients of the parameters, given in the order of ARGUMENTS."""
+    """Group the gradients of the parameters, given in the order in which `ARGUMENTS` lists the parameters."""
     return Gradients(
         ProjectionGradients(dw, dbias, dscale, dshift),
         ProjectionGradients(du, dgating_bias, dgating_scale, dgating_shift),
@@ -124,7 +137,7 @@ def grouped_gradients(
 
 
 def flat_arguments(call: Call) -> list[Any]:
-    """Return the operator's arguments in the order of ARGUMENTS; see `call_of` for the inverse."""
+    """Return the operator's arguments in the order of `ARGUMENTS`; the inverse of `call_of`."""
     skip, gating, psi = call.projections
     return [
         call.x, call.g,
@@ -140,7 +153,7 @@ def flat_arguments(call: Call) -> list[Any]:
 
 
 def outputs(*args: Any) -> Sequence[Any]:
-    """Allocate y (N, C, *S) and the tensors saved for the backward pass."""
+    """Allocate y (N, C, *S) and the tensors saved for the backward pass. args: the operator's, see `ARGUMENTS`."""
     call = call_of(*args)
     x, needs_backward = call.x, call.needs_backward
     N, S, F = x.shape[0], prod(x.shape[2:]), call.inner_channels
@@ -161,7 +174,7 @@ def outputs(*args: Any) -> Sequence[Any]:
 
 
 def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
-    """Write y and the saved tensors, `results`. args: see ARGUMENTS.
+    """Write the tensors in `results`: y, then those of `Saved`. args: the operator's arguments, see `ARGUMENTS`.
 
     Compute statistics of the batch, fold the norms, project g if it is coarser than x, then compute alpha and y.
     """
@@ -180,9 +193,9 @@ def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
     if both_grids.are_equal:
         forward_kernels.gate(x, g, skip_weight, gating_weight, folded, both_grids, written, psi_norm)
     else:
-        p = empty_float32(x, g.shape[0], prod(g.shape[2:]), call.inner_channels)
-        forward_kernels.project(g, gating_weight, folded, p, channels_last)
-        forward_kernels.gate(x, p, skip_weight, None, folded, both_grids, written, psi_norm)
+        projected_g = empty_float32(x, g.shape[0], prod(g.shape[2:]), call.inner_channels)
+        forward_kernels.project(g, gating_weight, folded, projected_g, channels_last)
+        forward_kernels.gate(x, projected_g, skip_weight, None, folded, both_grids, written, psi_norm)
     if psi_norm is not None:
         passes.scale(x, None, saved.alpha, y, norm=psi_norm)
 
@@ -190,7 +203,16 @@ def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Write the gradients of x, g and the parameters into `gradients`, from the gradient dy of y."""
+    """Write the gradients of x, g and the parameters into the tensors in `gradients`.
+
+    Args:
+        dy: gradient of y.
+        args: the operator's arguments, see `ARGUMENTS`.
+        y: None, since y is not needed.
+        saved_tensors: those of `Saved`.
+        gradients: one tensor to write for each input and parameter, or None.
+
+    """
     call, saved = call_of(*args), Saved(*saved_tensors)
     x, g, folded = call.x, call.g, saved.folded
     dx, dg, *parameter_gradients = gradients
@@ -265,7 +287,7 @@ def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
 
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
-    """Return x * block.attention(x, g) for x (N, C, *S) and g (N, G, *G): (N, C, *S)."""
+    """Return x * block.attention(x, g) for x (N, C, *S) and g (N, G, *G): (N, C, *S), computed by the kernels."""
     x = as_dense(x)
     g = match_layout(g, x)
     projections = Projections(
@@ -273,14 +295,18 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
         projection_of(block.gating, block.gating_norm),
         projection_of(block.psi, block.psi_norm),
     )
-    counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
+    counts = [tensor.shape[0] * prod(tensor.shape[2:]) for tensor in (x, g, x)]
     for t, count, projection in zip((x, g, x), counts, projections, strict=True):
         if projection.by_batch and count == 1:
             raise one_value(t.shape)
     needs_backward = False
     if torch.is_grad_enabled():
-        learned = [t for p in projections for t in (p.weight, p.bias, p.scale, p.shift)]
-        needs_backward = any(t is not None and t.requires_grad for t in (x, g, *learned))
+        learned = [
+            tensor
+            for projection in projections
+            for tensor in (projection.weight, projection.bias, projection.scale, projection.shift)
+        ]
+        needs_backward = any(tensor is not None and tensor.requires_grad for tensor in (x, g, *learned))
     spec = block.spec
     call = Call(x, g, projections, spec.interpolation, spec.align_corners, needs_backward)
     y, *saved = KERNELS(block, *flat_arguments(call))
@@ -302,7 +328,11 @@ def projection_of(conv: Any, norm: Any) -> Projection:
 def _update_running_stats(block: Any, projections: Projections, counts: Sequence[int], saved: Saved) -> None:
     """Update the running statistics of the norms that use batch statistics.
 
-    counts: the number of values per channel from which the norms of skip, gating and psi computed their statistics.
+    Args:
+        block: the gate.
+        projections: the tensors of its projections.
+        counts: the number of values per channel from which the norms of skip, gating and psi computed their statistics.
+        saved: the tensors that the forward pass saved, with these statistics.
     """
     skip, gating, psi = projections
     if skip.by_batch:
@@ -314,5 +344,8 @@ def _update_running_stats(block: Any, projections: Projections, counts: Sequence
 
 
 def _mean_and_variance(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the mean, with the bias, and the unbiased variance."""
+    """Return the mean of a convolution with its bias, and the unbiased variance, (F,) each.
+
+    batch: (3, F), mean, variance and unbiased variance without the bias.
+    """
     return (batch[0] if bias is None else batch[0] + bias.detach()), batch[2]

@@ -12,9 +12,9 @@ from ..spatial_attention import sources as spatial_attention
 
 
 def keys_of_parts(source: str, channel: str, spatial: str) -> Keys:
-    """Return the keys of CBAM in a library from the keys of its parts.
+    """Return the keys of CBAM's weights in library `source`, from the keys of channel and spatial attention there.
 
-    channel and spatial: names of the library's attributes with the two parts.
+    channel, spatial: names of the attributes that hold the two parts in the library's block.
     """
     parts = channel_attention.KEYS[source][0], spatial_attention.KEYS[source][0]
     names = {
@@ -32,7 +32,7 @@ KEYS: Final = {
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments that the shapes of the arrays of both parts determine."""
+    """Return the arguments of CBAM that the shapes of its arrays, by canonical name, determine."""
     return read_perceptron(without_prefix("channel", shapes)) | read_kernel(without_prefix("spatial", shapes))
 
 

@@ -17,19 +17,22 @@ from ...fast.triton.spatial import Filter
 
 
 def parts(x: Tensor, shortcut: Tensor | None, *other_arguments: Any) -> tuple[Layers, Filter]:
-    """Group the operator's arguments by channel and spatial attention."""
+    """Group the operator's arguments, see `ARGUMENTS`, by channel attention and spatial attention."""
     *tensors, gate, eps, training, _ = other_arguments
     return Layers._make([*tensors[:4], gate, "relu"]), Filter._make([*tensors[4:], eps, training])
 
 
 def outputs(x: Tensor, *other_arguments: Any) -> Sequence[Any]:
-    """Allocate y (N, C, *S) and the tensors saved for the backward pass."""
+    """Allocate y (N, C, *S) and the tensors saved for the backward pass. Arguments: the operator's, see `ARGUMENTS`."""
     layers, conv = parts(x, *other_arguments)
     return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.allocate_saved(x, conv)
 
 
 def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
-    """Write y and the saved tensors, `results`: s, then t from x * s, which is not stored, then x * s * t."""
+    """Write the tensors in `results`: y and those saved for the backward pass. args: the operator's, see `ARGUMENTS`.
+
+    Compute channel coefficients s, then spatial coefficients t from x * s, which is not stored, then x * s * t.
+    """
     x, (layers, conv) = args[0], parts(*args)
     y, saved, spatial_saved = results[0], results[1], spatial.Saved(*results[2:])
     perceptron.forward(x, layers, True, saved)
@@ -41,7 +44,16 @@ def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Write the gradients of x and of the parameters into `gradients`, in three passes over x and dy."""
+    """Write the gradients of x and of the parameters into the tensors in `gradients`, in three passes over x and dy.
+
+    Args:
+        dy: gradient of y.
+        args: the operator's arguments, see `ARGUMENTS`.
+        y: the output, None if no relu follows.
+        saved_tensors: those that `forward` wrote after y.
+        gradients: one tensor to write for each input and parameter, or None.
+
+    """
     x, (layers, conv) = args[0], parts(*args)
     saved, spatial_saved = saved_tensors[0], spatial.Saved(*saved_tensors[1:])
     dx, _, *learned = gradients

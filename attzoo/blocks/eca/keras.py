@@ -35,5 +35,5 @@ class ECA(Block):
         """Return the coefficients: (N, *S, C) -> (N, 1.., C)."""
         self.check_inputs(x)
         s = ops.avg_pool(x, self.channels_last)    # (N, C)
-        q = self.conv(s[..., None])[..., 0]        # (N, C)
-        return ops.expand(ops.sigmoid(q), x, self.channels_last)
+        logits = self.conv(s[..., None])[..., 0]        # (N, C)
+        return ops.expand(ops.sigmoid(logits), x, self.channels_last)

@@ -10,7 +10,10 @@ from ..sources import only_channels
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the kernel size. The number of channels does not follow from the shape of the kernel."""
+    """Return the argument kernel_size of ECA, from the shapes of its arrays by canonical name.
+
+    The number of channels does not follow from the shape of the kernel.
+    """
     return {"kernel_size": shapes["conv.weight"][-1]}
 
 

@@ -88,5 +88,5 @@ class ECA(BlockSpec):
         """(N, C, *S) -> (N, C, 1..). Return the coefficients."""
         self.check_inputs(x.shape)
         s = ops.avg_pool(x)                                                                        # (N, C)
-        q = ops.conv_same(s[:, None], weights["conv.weight"][None, None], PADDINGS[self.padding])[:, 0]
-        return ops.expand(ops.sigmoid(q), x)
+        logits = ops.conv_same(s[:, None], weights["conv.weight"][None, None], PADDINGS[self.padding])[:, 0]
+        return ops.expand(ops.sigmoid(logits), x)

@@ -37,8 +37,8 @@ class ECA(Block):
         """Return the coefficients: (N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
         s = ops.avg_pool(x)                # (N, C)
-        q = self.conv(s[:, None])[:, 0]    # (N, C)
-        return ops.expand(ops.sigmoid(q), x)
+        logits = self.conv(s[:, None])[:, 0]    # (N, C)
+        return ops.expand(ops.sigmoid(logits), x)
 
     @staticmethod
     def triton_form() -> Any:

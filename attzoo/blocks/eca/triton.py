@@ -26,7 +26,7 @@ SAMPLES = 64    # samples that the last program of all processes at a time
 
 @triton.jit
 def neighbour(c, C, step, CIRCULAR: tl.constexpr):
-    """Return channel c + step, and whether that channel exists."""
+    """Return channels c + step of C channels, and whether they exist. If CIRCULAR, channel 0 follows the last one."""
     neighbour_c = c + step
     if CIRCULAR:
         neighbour_c = (neighbour_c + C) % C
@@ -38,9 +38,10 @@ def pool_excite_kernel(
     x, parts, counter, saved, w, N, C, S, PARTS, STEPS, scale,
     K: tl.constexpr, CIRCULAR: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Pool one portion of x per program.
+    """Pool x over space, and write the coefficients and the averages into `saved`.
 
-    The program that finishes a sample last computes that sample's coefficients, CC channels at a time.
+    One program: one portion of x. The last program of a sample computes its coefficients, CC channels at a time. K is
+    the kernel size of w, and `scale` is 1 / S, which turns sums into averages.
     """
     n, c, part = portion(C, PARTS, BC)
     pool_portion(x, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
@@ -62,9 +63,10 @@ def channels_unexcite_kernel(
     K: tl.constexpr, CIRCULAR: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     BN: tl.constexpr,
 ):   # fmt: skip
-    """One program: one portion of x and dy. The last of a sample computes gradients of averages and its part of dw.
+    """Write the gradients of the averages into `grads`, and the gradient of the weight into `dw`.
 
-    The last program of all adds up the parts of dw, (N, K), stored in `grads` after the gradients of the averages.
+    One program: one portion of x and dy. The last program of a sample computes its gradients of averages and its part
+    of dw, (N, K), stored in `grads` after them. The last program of all adds up the parts of dw.
     """
     n, c, part = portion(C, PARTS, BC)
     channels_portion(x, dy, saved, None, None, None, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
@@ -96,18 +98,25 @@ def channels_unexcite_kernel(
 
 @triton.jit
 def slope(parts, saved, n, c, inside, C, PARTS):
-    """Return the gradient of the sigmoid's input, from the parts of the gradient of s."""
+    """Return the gradient of the sigmoid's input at sample n and channels c; 0 unless `inside`.
+
+    parts: (N, PARTS, C), the gradient of the coefficients, in parts that are added up. saved: begins with the
+    coefficients.
+    """
     s = tl.load(saved + n * C + c, inside, 0.0)
     return total_of(parts, n, c, inside, C, PARTS) * s * (1 - s)
 
 
 def outputs(x: Tensor, *_: Any) -> Sequence[Any]:
-    """Allocate y and the saved s and averages, (N, C) each."""
+    """Allocate y, of x's shape, and the saved coefficients and averages, (2, N, C)."""
     return torch.empty_like(x), empty_float32(x, 2, *x.shape[:2])
 
 
 def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
-    """Write y and the saved tensor, `results`: pool x, compute the coefficients s, and scale. args: see ARGUMENTS."""
+    """Pool x, compute the coefficients, and write the tensors in `results`: y and the saved tensor.
+
+    args: the operator's arguments, see `ARGUMENTS`.
+    """
     x, shortcut, w, circular, relu = args
     y, saved = results
     (N, C, S), tiling = sizes(x), portions("pool", x)
@@ -119,9 +128,17 @@ def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Write the gradients of x and of the weight into `gradients`.
+    """Write the gradients of x and of the weight into the tensors in `gradients`.
 
-    The gradient of s is the sum of dy * x. That of x is dy * s plus the gradients of the averages.
+    The gradient of the coefficients s is the sum of dy * x. That of x is dy * s plus the gradients of the averages.
+
+    Args:
+        dy: gradient of y.
+        args: the operator's arguments, see `ARGUMENTS`.
+        y: the output, None if no relu follows.
+        saved_tensors: the tensor that `forward` wrote after y.
+        gradients: one tensor to write for each input and parameter, or None.
+
     """
     x, _, w, circular, _ = args
     dx, _, dw = gradients
@@ -136,7 +153,7 @@ def backward(
 
 
 def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
-    """Return the constants of both kernels."""
+    """Return the constants K, CIRCULAR and CC of both kernels, for a weight (k,) and C channels."""
     return {"K": w.numel(), "CIRCULAR": circular, "CC": min(next_power_of_2(C), WIDE)}
 
 

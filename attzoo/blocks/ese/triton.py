@@ -26,7 +26,11 @@ WIDE = 32   # channels that a program processes at a time, as in perceptron.py
 def excite_kernel(
     parts, saved, weight, bias, N, C, PARTS, scale, HARD_SIGMOID: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr
 ):   # fmt: skip
-    """One program: coefficients of BC channels of BN samples. The programs of the first channels write the averages."""
+    """Write the coefficients and averages into `saved` (2, N, C), from partial sums of x in `parts` (N, PARTS, C).
+
+    One program: coefficients of BC channels of BN samples. The programs of the first channels also write the averages.
+    weight (C, C) and bias (C,) or None are those of the block; scale is 1 / number of positions.
+    """
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
@@ -51,9 +55,10 @@ def excite_kernel(
 def unexcite_kernel(
     parts, saved, grads, weight, N, C, PARTS, scale, HARD_SIGMOID: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr
 ):   # fmt: skip
-    """One program: gradients of the averages of BC channels of BN samples, divided by the number of positions.
+    """Write gradients into `grads` (2, N, C): of the averages, divided by the number of positions; of the gate's input.
 
-    The programs of the first channels also write the gradients of the gate's input.
+    One program: the first for BC channels of BN samples. The programs of the first channels also write the second.
+    parts (N, PARTS, C): partial sums of the coefficients' gradient. saved, weight, scale: as in `excite_kernel`.
     """
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
@@ -76,7 +81,11 @@ def unexcite_kernel(
 
 @triton.jit
 def weights_kernel(saved, grads, dweight, dbias, N, C, BN: tl.constexpr, BC: tl.constexpr):
-    """One program: gradients of BC x BC weights, over all samples. Those of the first columns also write the bias's."""
+    """Write the gradients of weight and bias into dweight (C, C) and dbias (C,) or None.
+
+    One program: BC x BC weights, summed over all samples. The programs of the first columns also write the bias's.
+    saved, grads: as in `unexcite_kernel`.
+    """
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     c = i // blocks * BC + tl.arange(0, BC)
@@ -96,12 +105,15 @@ def weights_kernel(saved, grads, dweight, dbias, N, C, BN: tl.constexpr, BC: tl.
 
 
 def saved_tensor(x: Tensor, *_: Any) -> Tensor:
-    """Allocate the coefficients and averages, (N, C) each, for x (N, C, *S)."""
+    """Return an uninitialized tensor (2, N, C) for the coefficients and averages of x (N, C, *S)."""
     return empty_float32(x, 2, *x.shape[:2])
 
 
 def forward(x: Tensor, args: Sequence[Any], saved: Tensor) -> None:
-    """Pool x (N, C, *S) and write `saved`."""
+    """Compute the coefficients and averages of x (N, C, *S), and write them into `saved` (2, N, C).
+
+    args: the results of `arguments`.
+    """
     weight, bias, gate = args
     (N, C, S), tiling = sizes(x), passes.portions("pool", x)
     parts = empty_float32(x, N, tiling.parts, C)
@@ -112,9 +124,14 @@ def forward(x: Tensor, args: Sequence[Any], saved: Tensor) -> None:
 
 
 def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradients: Sequence[Any]) -> Tensor:
-    """Write the gradients of the weight and bias; return those of the averages, divided by S, and of the gate's input.
+    """Return the gradients of the averages, divided by the number of positions, and of the gate's input: (2, N, C).
 
-    dy: gradient of the product, in the memory layout of x.
+    Args:
+        x: the input.
+        dy: gradient of the product x * a, in the memory layout of x.
+        args: the results of `arguments`.
+        saved: as written by `forward`.
+        gradients: the tensors for the gradients of the weight and the bias, or None; they are written.
     """
     weight, _, gate = args
     (N, C, S), tiling = sizes(x), passes.portions("channels", x)

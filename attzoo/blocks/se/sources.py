@@ -28,14 +28,17 @@ KEYS: Final = {   # `load_weights` reads every layout of a name, and `export_wei
     "ai-med": (Keys(NAMES),),
     "mmpretrain": (Keys(linear(squeeze="conv1.conv", excite="conv2.conv"), axes=2),),
 }
-READ: Final[dict[str, Any]] = {   # of classes with the gate and the activation as arguments
+READ: Final[dict[str, Any]] = {   # fields of `Source` for classes with gate and activation as arguments
     "read": read_perceptron,
     "choices": tuple({"gate": gate, "act": act} for gate in GATES for act in ACTIVATIONS),
 }
 
 
 def torchvision_arguments(spec: Any) -> dict[str, Any]:
-    """Return the arguments that torchvision's MobileNetV3 passes, as the class has no defaults for width and gate."""
+    """Return the arguments of torchvision's class for a block's spec, those that torchvision's MobileNetV3 passes.
+
+    The class has no defaults for width and gate.
+    """
     from torch.nn import Hardsigmoid
     from torchvision.models._utils import _make_divisible
 
@@ -44,14 +47,14 @@ def torchvision_arguments(spec: Any) -> dict[str, Any]:
 
 
 def efficientnet_arguments(spec: Any) -> dict[str, Any]:
-    """Return the arguments that timm's EfficientNets pass."""
+    """Return the arguments of timm's class for a block's spec, those that timm's EfficientNets pass."""
     from torch.nn import SiLU
 
     return {"in_chs": spec.channels, "rd_channels": spec.width, "act_layer": SiLU}
 
 
 def monai_arguments(spec: Any) -> dict[str, Any]:
-    """Return the arguments of MONAI's class. Its linear layers do not depend on spatial_dims."""
+    """Return the arguments of MONAI's class for a block's spec. Its linear layers do not depend on spatial_dims."""
     return {"spatial_dims": 2, "in_channels": spec.channels}
 
 

@@ -40,7 +40,7 @@ class SE(Bottleneck):
         """(N, C, *S) -> (N, C, 1..). Return the coefficients."""
         self.check_inputs(x.shape)
         s = ops.avg_pool(x)                                # (N, C)
-        u = ops.linear(s, weights, "squeeze")              # (N, R)
-        h = ops.activate(u, self.act)                      # (N, R)
+        hidden = ops.linear(s, weights, "squeeze")              # (N, R)
+        h = ops.activate(hidden, self.act)                      # (N, R)
         z = ops.linear(h, weights, "excite")               # (N, C)
         return ops.expand(ops.GATES[self.gate](z), x)

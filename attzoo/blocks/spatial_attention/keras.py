@@ -31,10 +31,10 @@ class SpatialAttention(Block):
         """Return the coefficients: (N, *S, C) -> (N, *S, 1)."""
         self.check_inputs(x)
         c = -1 if self.channels_last else 1
-        m = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
-        return ops.from_last(self.coefficients(m, training), self.channels_last)
+        pools = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
+        return ops.from_last(self.coefficients(pools, training), self.channels_last)
 
     def coefficients(self, maps: Any, training: bool | None = None) -> Any:
         """Return the coefficients (N, *S, 1) from average and maximum over channels, (N, *S, 2)."""
-        q = self.conv(maps)    # (N, *S, 1)
-        return ops.sigmoid(self.norm(q, training=training))
+        logits = self.conv(maps)    # (N, *S, 1)
+        return ops.sigmoid(self.norm(logits, training=training))

@@ -17,7 +17,7 @@ KEYS: Final = {
 
 
 def timm_arguments(spec: Any) -> dict[str, Any]:
-    """Return no arguments. timm's class accepts any number of channels."""
+    """Return no arguments, because timm's class accepts any number of channels."""
     return {}
 
 

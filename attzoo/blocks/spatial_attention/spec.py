@@ -58,10 +58,10 @@ class SpatialAttention(BlockSpec):
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, 1, *S). Return the coefficients."""
         self.check_inputs(x.shape)
-        m = np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)    # (N, 2, *S)
-        return self.coefficients(m, weights, training)
+        pools = np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)    # (N, 2, *S)
+        return self.coefficients(pools, weights, training)
 
     def coefficients(self, maps: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
         """Return the coefficients (N, 1, *S) from average and maximum over channels, (N, 2, *S)."""
-        q = ops.conv_same(maps, weights["conv.weight"])    # (N, 1, *S)
-        return ops.sigmoid(ops.batch_norm(q, weights, "norm", training))
+        logits = ops.conv_same(maps, weights["conv.weight"])    # (N, 1, *S)
+        return ops.sigmoid(ops.batch_norm(logits, weights, "norm", training))

@@ -31,8 +31,7 @@ class SpatialAttention(Block):
     ) -> None:
         super().__init__(args := spec.SpatialAttention(channels, kernel_size, norm, spatial_dims))
         factory_options = ops.factory_options(device, dtype)
-        padding = args.kernel_size // 2
-        self.conv = ops.CONV[args.spatial_dims](2, 1, args.kernel_size, padding=padding, bias=False, **factory_options)
+        self.conv = self.conv_same("conv", **factory_options)
         self.norm = ops.BATCH_NORM[args.spatial_dims](1, **factory_options) if args.norm else nn.Identity()
         self.reset_parameters()
 
@@ -43,8 +42,8 @@ class SpatialAttention(Block):
 
     def coefficients(self, maps: Tensor) -> Tensor:
         """Return the coefficients (N, 1, *S) from average and maximum over channels, (N, 2, *S)."""
-        q = self.conv(maps)    # (N, 1, *S)
-        return ops.sigmoid(ops.apply_norm(self.norm, q))
+        logits = self.conv(maps)    # (N, 1, *S)
+        return ops.sigmoid(ops.apply_norm(self.norm, logits))
 
     @staticmethod
     def triton_form() -> Any:

@@ -21,12 +21,15 @@ ARGUMENTS = f"Tensor x, Tensor? shortcut, Tensor weight, {spatial.NORM}, bool re
 
 
 def outputs(x: Tensor, _shortcut: Tensor | None, *arguments: Any) -> Sequence[Any]:
-    """Allocate y (N, C, *S) and the tensors saved for the backward pass."""
+    """Allocate y (N, C, *S) and the tensors saved for the backward pass. Arguments: the operator's, see `ARGUMENTS`."""
     return torch.empty_like(x), *spatial.allocate_saved(x, Filter(*arguments[:-1]))
 
 
 def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
-    """Write y and the saved tensors, `results`: pool over channels, compute t, and scale. args: see ARGUMENTS."""
+    """Write the tensors in `results`: y and those saved for the backward pass. args: the operator's, see `ARGUMENTS`.
+
+    Pool x over channels, compute the coefficients t, and multiply x by them.
+    """
     x, shortcut, *conv, relu = args
     y, *saved_tensors = results
     passes.pool_channels(x, None, saved_tensors[0])
@@ -37,14 +40,22 @@ def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Write the gradients of x and of the parameters into `gradients`.
+    """Write the gradients of x and of the parameters into the tensors in `gradients`.
 
-    The gradient of t is the sum of dy * x. That of x is dy * t plus the gradients of the maps.
+    The gradient of the coefficients t is the sum of dy * x. That of x is dy * t plus the gradients of the maps.
+
+    Args:
+        dy: gradient of y.
+        args: the operator's arguments, see `ARGUMENTS`.
+        y: the output, None if no relu follows.
+        saved_tensors: those that `forward` wrote after y.
+        gradients: one tensor to write for each input and parameter, or None.
+
     """
     x, _, *conv, _ = args
-    dx, _, *learned = gradients
+    dx, _, *weight_gradients = gradients
     dy, saved = passes.grad_of_product(dy, x, y, gradients), Saved(*saved_tensors)
-    dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, learned)
+    dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, weight_gradients)
     passes.to_input(x, dy, dx, None, None, map_gradients=Map(saved.t, saved.maps, dmaps))
 
 

@@ -45,12 +45,18 @@ class Coefficients(NamedTuple):
 
 
 def outputs(s: Coefficients, x: Tensor, _shortcut: Tensor | None, *args: Any) -> Sequence[Any]:
-    """Allocate y (N, C, *S) and the saved tensor."""
+    """Allocate y (N, C, *S) and the saved tensor, for the operator's arguments, see `kernels`.
+
+    s: how the block computes its coefficients.
+    """
     return torch.empty_like(x), s.saved(x, *args[:-1])
 
 
 def forward(s: Coefficients, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    """Compute the coefficients, and write y and the saved tensor, `outputs`. args: see `kernels`."""
+    """Compute the coefficients, and write the tensors in `outputs`: y and the saved tensor.
+
+    s: how the block computes its coefficients. args: the operator's arguments, see `kernels`.
+    """
     x, shortcut, *own_args, relu = args
     y, saved = outputs
     s.forward(x, own_args, saved)
@@ -61,7 +67,16 @@ def backward(
     s: Coefficients, dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor],
     gradients: list[Any],
 ) -> None:   # fmt: skip
-    """Write the gradients of x and of the weights into `gradients`."""
+    """Write the gradients of x and of the weights into the tensors in `gradients`.
+
+    Args:
+        s: how the block computes its coefficients.
+        dy: gradient of y.
+        args: the operator's arguments, see `kernels`.
+        y: the output, None if no relu follows.
+        saved_tensors: the tensor that `forward` wrote after y.
+        gradients: one tensor to write for each input and parameter, or None.
+    """
     x, _, *own_args, _ = args
     dx, _, *weight_grads = gradients
     dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
@@ -69,7 +84,10 @@ def backward(
 
 
 def kernels(name: str, s: Coefficients) -> Fused:
-    """Return the kernels of a block. Their arguments are x, the shortcut or None, those of `s`, and relu."""
+    """Return the operator attzoo::`name` of a block whose coefficients are computed by `s`.
+
+    Its arguments are x, the shortcut or None, those of `s`, and `relu`.
+    """
     arguments = f"Tensor x, Tensor? shortcut, {s.schema}, bool relu"
     passes_of_block = partial(outputs, s), partial(forward, s), partial(backward, s)
     return Fused(name, arguments, 1, *passes_of_block, backward_needs_y=passes.backward_needs_y)

@@ -50,9 +50,19 @@ class Norm(NamedTuple):
 
 @triton.jit
 def add_moments(q, inside, i, programs, count, parts, counter, statistics, eps):
-    """Store the moments of this program's part of the map; the last program writes the statistics of the batch.
+    """Store count, mean and squares of this program's values q; the last program writes the statistics of the batch.
 
-    Parts are merged as Chan et al. merge samples. parts: (3, programs), counts, means and sums of squared deviations.
+    Args:
+        q: the values, of which those count where `inside`.
+        inside: whether each value is in the map.
+        i: number of this program.
+        programs: number of programs.
+        count: number of values in the whole map.
+        parts: (3, programs): counts, means and sums of squared deviations, merged as Chan et al. merge samples.
+        counter: see `is_last`.
+        statistics: tensor to write, see `Norm`.
+        eps: added to the variance.
+
     """
     part_count = tl.sum(inside.to(REAL))
     mean = tl.sum(tl.where(inside, q, 0.0)) / part_count
@@ -82,22 +92,22 @@ def add_moments(q, inside, i, programs, count, parts, counter, statistics, eps):
 
 @triton.jit
 def normalize(q, statistics):
-    """Return (q - mean) / standard deviation."""
+    """Return (q - mean) / standard deviation, which are the first two `statistics` of `Norm`."""
     return (q - tl.load(statistics)) * tl.load(statistics + 1)
 
 
 @triton.jit
 def apply_norm(q, statistics, scale, shift):
-    """Return the norm's output for q."""
+    """Return the norm's output for values q of the map, from the `statistics`, scale and shift of `Norm`."""
     return normalize(q, statistics) * tl.load(scale).to(REAL) + tl.load(shift).to(REAL)
 
 
 @triton.jit
 def add_gradient_sums(d, q, inside, i, programs, parts, counter, statistics, sums, dscale, dshift):
-    """Store sums of this program's part of d, the gradient of the norm's output; the last program adds them up.
+    """Store sums over this program's values of d, the gradient of the norm's output; the last program adds them up.
 
-    The totals are the gradients of shift and scale. They are written there, and as float32 into `sums`, (2,).
-    parts: (2, programs).
+    The totals are the gradients of shift and scale. They are written into `dshift` and `dscale`, and as float32 into
+    `sums`, (2,). parts: (2, programs). i: number of this program. q: the norm's input, valid where `inside`.
     """
     tl.store(parts + i, tl.sum(tl.where(inside, d, 0.0)))
     tl.store(parts + programs + i, tl.sum(tl.where(inside, d * normalize(q, statistics), 0.0)))
@@ -116,7 +126,11 @@ def add_gradient_sums(d, q, inside, i, programs, parts, counter, statistics, sum
 
 @triton.jit
 def backward_kernel(d, q, statistics, sums, scale, dq, count, BY_BATCH: tl.constexpr, BS: tl.constexpr):
-    """One program: BS positions of the flattened map."""
+    """Write dq, the gradient of the norm's input, from d, that of its output, both with `count` values in all.
+
+    BY_BATCH: whether the norm uses statistics of the batch; then `sums` has the totals of `add_gradient_sums`. One
+    program: BS positions of the flattened map.
+    """
     s = tl.program_id(0).to(tl.int64) * BS + tl.arange(0, BS)
     gradient = tl.load(d + s, s < count, 0.0)
     if BY_BATCH:
@@ -129,7 +143,7 @@ def backward_kernel(d, q, statistics, sums, scale, dq, count, BY_BATCH: tl.const
 
 
 class GradientSums(NamedTuple):
-    """Tensor arguments of `add_gradient_sums`, in the order in which kernels take them; None without a norm."""
+    """Tensor arguments of `add_gradient_sums`, in the order in which kernels take them; all None without a norm."""
 
     q: Tensor | None
     statistics: Tensor | None
@@ -143,7 +157,10 @@ class GradientSums(NamedTuple):
     def allocate(
         cls, norm: Norm | None, programs: int, dscale: Tensor | None, dshift: Tensor | None
     ) -> GradientSums:
-        """Allocate the sums for this number of programs; dscale and dshift receive the gradients."""
+        """Return the arguments for a norm; the sums and their parts, one per program, are new tensors.
+
+        dscale, dshift: tensors that receive the gradients of the norm's scale and shift.
+        """
         if norm is None:
             return cls(None, None, None, None, None, None, None)
         q, parts = norm.q, empty_float32(norm.q, 2, programs)

@@ -3,6 +3,11 @@
 A kernel treats a tensor as (N, C, S), with all spatial axes flattened into S positions; `LAST` is true for channels
 last. A launch starts many programs (thread blocks of CUDA). Each processes a tile of BC channels by BS positions. Sums
 are computed in float32 in a fixed order, so results are reproducible.
+
+Names in all kernels: n is the index of a sample, c are indices of channels, s or p of positions, and `inside` is true
+where indices are valid. `parts` receives the partial results of PARTS programs, which the last of them, by `counter`
+(see `is_last`), adds up. STEPS is the number of tiles in a part. Other capitals are sizes, and B followed by a letter
+is the number of such indices in a tile.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ ROWS = 16         # samples per matrix product, the minimum of tl.dot
 MAX_COMPILED = 4096       # launches that are cached
 COUNTERS: dict[Any, Tensor] = {}   # by device and stream
 FEWEST_COUNTERS = 1024
-PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; constant, so that the order of sums is
+PROGRAMS = 528    # programs that fill a GPU, 4 per multiprocessor of an H200; a constant, for a constant order of sums
 
 
 # ---- in kernels ------------------------------------------------------------------------------------------------------
@@ -38,7 +43,10 @@ PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; constant
 
 @triton.jit
 def at(n, c, s, C, S, LAST: tl.constexpr):
-    """Return the offset of element (n, c, s). The offset of a sample may exceed 2^31, its size may not."""
+    """Return the offset of element (n, c, s) in a tensor (N, C, S), in elements; LAST: whether it is channels last.
+
+    The offset of a sample may exceed 2^31, the size of a sample may not.
+    """
     start = n.to(tl.int64) * C * S
     if LAST:
         offset = s * C + c
@@ -49,20 +57,20 @@ def at(n, c, s, C, S, LAST: tl.constexpr):
 
 @triton.jit
 def nth(start, k: tl.constexpr, rows, columns):
-    """Return the address of array k of consecutive arrays of shape (rows, columns) from address `start`."""
+    """Return the address of array k among consecutive arrays of shape (rows, columns), the first at address `start`."""
     return start + tl.full([], rows, tl.int64) * columns * k
 
 
 @triton.jit
 def sample_and_positions(i, S, BS: tl.constexpr):
-    """Return the sample and the positions of program i, which processes BS positions of a sample."""
+    """Return the sample and the positions (BS,) of program i. Each processes BS of the S positions of a sample."""
     blocks = tl.cdiv(S, BS)
     return i // blocks, i % blocks * BS + tl.arange(0, BS)
 
 
 @triton.jit
 def tile_indices(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
-    """Return the sample, the channels and the positions of program i, which processes one tile."""
+    """Return the sample, channels (BC,) and positions (BS,) of program i. Each processes one tile of a sample."""
     tiles_of_positions, tiles_of_channels = tl.cdiv(S, BS), tl.cdiv(C, BC)
     c = i // tiles_of_positions % tiles_of_channels * BC + tl.arange(0, BC)
     return i // tiles_of_positions // tiles_of_channels, c, i % tiles_of_positions * BS + tl.arange(0, BS)
@@ -76,7 +84,10 @@ def larger(a, b):
 
 @triton.jit
 def multiply_add(a, b, sums, PRECISION: tl.constexpr):
-    """Return sums + a @ b in the dtype of sums, which Triton 3.6 does not infer."""
+    """Return sums + a @ b in the dtype of `sums`, which Triton 3.6 does not infer.
+
+    PRECISION: argument `input_precision` of tl.dot, such as "tf32".
+    """
     return tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=sums.dtype)
 
 
@@ -88,13 +99,11 @@ def relu(x):
 
 @triton.jit
 def is_last(counter, programs):
-    """Count this program as finished, and return whether it is the last of `programs`.
+    """Count this program as finished in `counter`, and return whether it is the last of `programs` programs.
 
-    The last program may read what the others stored.
-
-    The last program adds up partial sums in a fixed order, so results do not depend on which program is last. The
-    counter is zero before the first program and after the last. Loads of values that others stored must bypass the L1
-    cache, which is not coherent (cache_modifier=".cg").
+    The last program may read what the others stored, and adds up partial sums in a fixed order, so results do not
+    depend on which program is last. The counter is zero before the first program and after the last. Loads of values
+    that others stored must bypass the L1 cache, which is not coherent (cache_modifier=".cg").
     """
     tl.debug_barrier()   # wait for the stores of all threads of this program
     done = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
@@ -144,9 +153,9 @@ def cdiv(a: int, b: int) -> int:
 
 
 def parts_and_steps(count: int, programs: int) -> tuple[int, int]:
-    """Split `count` steps into parts that fill a GPU; return the number of parts and the steps of each.
+    """Split `count` steps into parts that fill a GPU; return the number of parts and the number of steps in each.
 
-    `programs` is the number of programs for each part.
+    `programs` is the number of programs that each part needs.
     """
     steps = cdiv(count, min(count, max(1, cdiv(PROGRAMS, programs))))
     return cdiv(count, steps), steps
@@ -158,7 +167,7 @@ def empty_float32(x: Tensor, *shape: int) -> Tensor:
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> Tensor:
-    """Allocate a tensor on the device of x."""
+    """Allocate a tensor of this shape and dtype on the device of x."""
     return torch.empty(shape, dtype=dtype, device=x.device)
 
 
@@ -173,7 +182,7 @@ def counters(x: Tensor, count: int) -> Tensor:
 
 
 def _counters(count: int, x: Tensor) -> Tensor:
-    """Return the counters of `counters`, from COUNTERS or new."""
+    """Return the result of `counters`: the zeros of the current stream in COUNTERS or, in graphs, new ones."""
     stream = None
     if x.is_cuda:
         if getattr(THREAD_STATE, "in_graph", False) or torch.cuda.is_current_stream_capturing():
@@ -203,7 +212,11 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
 
 
 def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Sequence[Any]]:
-    """Launch a kernel; return a function that launches it again, and the constants that it takes after `args`."""
+    """Launch `programs` programs of a kernel, and cache how. Arguments are those of `launch`.
+
+    Returns:
+        A function that launches the same again, called with the arguments and the constants; and the constants.
+    """
     arg_keys = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
     key = kernel.fn, programs, args[0].device, *arg_keys, *options.values()
     compiled_launch: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)

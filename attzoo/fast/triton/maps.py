@@ -25,15 +25,16 @@ from .common import (
     sample_and_positions,
 )
 
-PLACES = 128    # positions that a program processes
+POSITIONS_PER_PROGRAM = 128    # positions that a program processes
 TAPS = 16       # taps of the kernel that a program of `weight_kernel` processes
 
 
 @triton.jit
 def tap(p, j, D, H, W, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BACK: tl.constexpr):
-    """Return the position that tap j of the kernel reads for output p, and whether it is inside the map.
+    """Return the position that tap j of the kernel reads for output position p, and whether it is inside the map.
 
-    If BACK, return the output that reads position p by tap j.
+    If BACK, return the output position that reads position p by tap j. D, H, W: size of the map. KD, KH, KW: size of
+    the kernel.
     """
     d = j // (KH * KW) - KD // 2
     h = j // KW % KH - KH // 2
@@ -51,7 +52,10 @@ def conv_kernel(
     maps, weight, q, t, scale, shift, mean, var, statistics, parts, counter, eps, N, D, H, W,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS positions of a sample. It writes t too, unless a norm uses statistics of the batch."""
+    """Write t = sigmoid(norm(q)) and the convolution q of the maps; see `conv`. One program: BS positions of a sample.
+
+    q is None without a norm. With `parts`, the norm uses statistics of the batch: these are written, and t is not.
+    """
     S = D * H * W
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
@@ -82,7 +86,7 @@ def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Nor
     If the norm uses statistics of the batch, t is not written, because `passes.scale` applies the norm.
 
     Args:
-        maps: (N, 2, S).
+        maps: (N, 2, S), average and maximum over channels.
         weight: (1, 2, *k).
         size: the spatial sizes, 1 to 3.
         t: tensor to write, (N, S).
@@ -90,13 +94,14 @@ def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Nor
 
     Raises:
         ValueError: the shape of the weight is not (1, 2, *k).
+
     """
     if weight.shape[:2] != (1, 2):   # the kernel would read beyond the end of the weight
         expected = "expected a convolution weight from 2 maps to 1, of shape [1, 2, *k]"
         raise ValueError(f"{expected}, got shape {list(weight.shape)}")
     size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = t.shape
-    BS = min(next_power_of_2(S), PLACES)
+    BS = min(next_power_of_2(S), POSITIONS_PER_PROGRAM)
     programs = N * cdiv(S, BS)
     q, eps = (None, None) if norm is None else (norm.q, norm.eps)
     norm_tensors: Sequence[Tensor | None] = [None] * 5
@@ -114,7 +119,10 @@ def maps_kernel(
     dq, weight, ties, dmaps, D, H, W, channels,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write dmaps (N, 2, S); see `backward`. One program: BS positions of a sample."""
+    """Write the gradients of averages and maxima, dmaps (N, 2, S), as `backward` returns them.
+
+    One program: BS positions of a sample.
+    """
     S = D * H * W
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
@@ -134,7 +142,11 @@ def weight_kernel(
     dq, maps, parts, counter, dweight, N, D, H, W, PARTS, STEPS,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BT taps over a part of the positions of all samples. The last one of these adds up the parts."""
+    """Write the gradient of the weight into `dweight`, from dq (N, S), the gradient of the convolution, and the maps.
+
+    One program: BT taps over one of PARTS parts of the positions of all samples. The last program of these taps adds up
+    the parts.
+    """
     i = tl.program_id(0)
     S = D * H * W
     TAPS = 2 * KD * KH * KW
@@ -168,16 +180,17 @@ def backward(
 
     Args:
         dq: gradient of the convolution, (N, S).
-        ties: number of channels with the maximum, (N, S).
-        maps: (N, 2, S).
+        ties: number of channels that equal the maximum, (N, S).
+        maps: (N, 2, S), average and maximum over channels.
         weight: (1, 2, *k).
-        size: the spatial sizes.
+        size: the spatial sizes, 1 to 3.
         channels: number of channels of x.
-        dweight: tensor for the gradient of the weight.
+        dweight: tensor to write, the gradient of the weight.
+
     """
     size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = dq.shape
-    BS = min(next_power_of_2(S), PLACES)
+    BS = min(next_power_of_2(S), POSITIONS_PER_PROGRAM)
     dmaps = empty_float32(dq, N, 2, S)
     options = {"BS": BS, "num_warps": 4, **kernel}
     steps = N * cdiv(S, BS)
@@ -191,10 +204,10 @@ def backward(
 
 
 def _as_3d(size: Sequence[int]) -> tuple[int, ...]:
-    """Return (D, H, W), with leading sizes of 1."""
+    """Return spatial sizes, 1 to 3, as (D, H, W), with leading sizes of 1."""
     return (1,) * (3 - len(size)) + tuple(size)
 
 
 def _kernel_sizes(weight: Tensor) -> dict[str, int]:
-    """Return the kernel sizes of a weight (1, 2, *k), as constants of the kernels."""
+    """Return the kernel sizes of a weight (1, 2, *k) as arguments KD, KH and KW of the kernels."""
     return dict(zip(("KD", "KH", "KW"), _as_3d(weight.shape[2:]), strict=True))

@@ -54,7 +54,10 @@ def pool_portion(
     x, total, top, n, c, part, C, S, PARTS, STEPS,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write the sums and, unless top is None, the maxima of one portion of x: (N, PARTS, C) each."""
+    """Write sums over positions of one portion of x into `total` and, unless None, maxima into `top`: (N, PARTS, C).
+
+    The portion has sample n, channels c and positions of `part`, which consists of STEPS tiles of BS positions.
+    """
     sums = tl.zeros([BC, BS], REAL)
     maxima = tl.full([BC, BS], -INFINITY, REAL)
     for step in range(part * STEPS, (part + 1) * STEPS):
@@ -76,7 +79,10 @@ def pool_kernel(
     x, parts, N, C, S, PARTS, STEPS,
     TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: the sums, and the maxima if TOP, of one portion; parts: (1 + TOP, N, PARTS, C)."""
+    """Write sums and, if TOP, maxima over each part of the positions into `parts`, (1 + TOP, N, PARTS, C).
+
+    One program: one portion of x.
+    """
     n, c, part = portion(C, PARTS, BC)
     if TOP:
         pool_portion(x, parts, nth(parts, 1, N * PARTS, C), n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
@@ -85,10 +91,14 @@ def pool_kernel(
 
 
 class Portions(NamedTuple):
-    """How a pass divides x into portions.
+    """How a pass divides x into portions: one sample, some channels, and one part of the positions, for each program.
 
-    programs: number of programs. parts: number of parts of space. steps: number of tiles of each part. options:
-    constants of the kernel, the tile and the layout.
+    Attributes:
+        programs: number of programs.
+        parts: number of parts of the positions.
+        steps: number of tiles in a part.
+        options: keyword arguments of the kernel: its tile, the number of warps, and whether x is channels last.
+
     """
 
     programs: int
@@ -98,7 +108,7 @@ class Portions(NamedTuple):
 
 
 def portions(name: str, x: Tensor) -> Portions:
-    """Return how the pass of this name in tiles.py divides x (N, C, *S)."""
+    """Return how a pass divides x (N, C, *S). `name` is the name of the pass in tiles.py, such as "pool"."""
     N, C, S = sizes(x)
     BC, BS, num_warps = tile(name, x)
     blocks = cdiv(C, BC)
@@ -109,7 +119,10 @@ def portions(name: str, x: Tensor) -> Portions:
 
 @triton.jit
 def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
-    """One program: BS positions of a sample over all channels."""
+    """Write average and maximum over channels of x * s into maps (N, 2, S); s is (N, C), or None for 1.
+
+    One program: BS positions of a sample.
+    """
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
     maxima = tl.full([BC, BS], -INFINITY, REAL)
@@ -140,9 +153,10 @@ def scale_kernel(
     x, s, t, q, statistics, norm_scale, norm_shift, shortcut, y, C, S,
     RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: one tile. Tiles run from the end of x, which the pass before read last and may still be cached.
+    """Write y = x * s * t + shortcut, with a relu if RELU; see `scale`. One program: one tile of y.
 
     If q is given, a map before its norm, t is computed from it, and written by the programs of the first channels.
+    Programs run from the end of x, which the pass before read last and may still be cached.
     """
     i = tl.num_programs(0) - 1 - tl.program_id(0)
     n, c, p = tile_indices(i, C, S, BC, BS)
@@ -186,6 +200,7 @@ def scale(
         shortcut: tensor to add, (N, C, *S), or None.
         relu: whether a relu follows the sum.
         norm: norm by statistics of the batch, whose output's sigmoid is t; then t is written too.
+
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("scale", x)
@@ -198,20 +213,24 @@ def scale(
 
 # ---- backward --------------------------------------------------------------------------------------------------------
 #
-# First, the gradient is passed through the relu. The gradient of a maximum is divided by its number of ties, which an
-# earlier pass counts; the quotient is the per-tie share, (N, S) for maxima over channels, (N, C) for maxima over space.
+# The gradient of y first passes through the relu. The gradient of a maximum is divided by its number of ties, which an
+# earlier pass counts. The quotient is (N, S) for maxima over channels, and (N, C) for maxima over space.
 
 
 def backward_needs_y(*args: Any) -> bool:
-    """Return the last argument, `relu`: `grad_of_product` needs y if a relu follows."""
+    """Whether the backward pass needs the output y, from the arguments of the operator: the last one, `relu`."""
     return bool(args[-1])
 
 
 def grad_of_product(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
     """Return the gradient of x * s * t, in the memory layout of x.
 
-    The shortcut has the same gradient, which is written into `gradients[1]` unless that is None. dy: gradient of the
-    output. y: the output if a relu follows the sum, else None.
+    Args:
+        dy: gradient of the output y = x * s * t + shortcut, with a relu or without.
+        x: the input, (N, C, *S).
+        y: the output if a relu follows the sum, else None.
+        gradients: the gradient of the shortcut, which is the same, is written into item 1 unless that is None.
+
     """
     dy, dshortcut = match_layout(dy, x), gradients[1]
     if y is not None:
@@ -234,7 +253,10 @@ def position_gradients_kernel(
     x, dy, s, t, maps, dq, ties, q, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS positions of a sample over all channels."""
+    """Write dq and ties, (N, S) each, as `position_gradients` returns them. One program: BS positions of a sample.
+
+    If q is given, the input of a batch norm, sums for its backward pass are written too; see `add_gradient_sums`.
+    """
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     position = n.to(tl.int64) * S + p
     top = tl.load(maps + position + (n + 1).to(tl.int64) * S, p < S, 0.0)
@@ -266,8 +288,15 @@ def position_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of q, where t = sigmoid(norm(q)), and the number of channels with the maximum: (N, S) each.
 
-    dy: gradient of x * s * t. maps: average and maximum over channels, (N, 2, S). The gradients of the norm's scale and
-    shift are written into `norm_gradients`.
+    Args:
+        x: (N, C, *S).
+        dy: gradient of x * s * t.
+        s: (N, C), or None for 1.
+        t: (N, S).
+        maps: average and maximum of x * s over channels, (N, 2, S).
+        norm: the batch norm between q and t, or None.
+        norm_gradients: tensors to write, the gradients of the norm's scale and shift; None each without a norm.
+
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("positions", x)
@@ -282,7 +311,10 @@ def position_gradients(
 
 @triton.jit
 def product_gradient(n, d, z, t, maps, dmaps, p, S):
-    """Return a tile of the gradient of z = x * s, from a tile d of the gradient of y."""
+    """Return a tile (BC, BS) of the gradient of z = x * s, from tiles d of the gradient of y and z of x * s.
+
+    The tile is at sample n and positions p. t (N, S), maps and their gradient dmaps (N, 2, S) are those of `Map`.
+    """
     position = n.to(tl.int64) * S + p
     map_position = position + n.to(tl.int64) * S
     d = d * tl.load(t + position, p < S, 0.0)[None, :] + tl.load(dmaps + map_position, p < S, 0.0)[None, :]
@@ -296,7 +328,12 @@ def channels_portion(
     x, dy, s, t, maps, dmaps, top, ds, ties, n, c, part, C, S, PARTS, STEPS,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write the gradient of s and, unless top is None, the number of maxima, of one portion: (N, PARTS, C) each."""
+    """Write the part of one portion in the gradient of s and, unless top is None, in the ties: (N, PARTS, C) each.
+
+    They are written into `ds` and `ties`. Ties are the numbers of positions that equal the maximum `top`, (N, C). The
+    portion has sample n, channels c and positions of `part`. t, maps and dmaps are those of `Map`; t is None for y = x
+    * s.
+    """
     factor = tl.load(s + n * C + c, c < C, 0.0)
     sums = tl.zeros([BC, BS], REAL)
     count = tl.zeros([BC, BS], REAL)
@@ -324,7 +361,10 @@ def channels_kernel(
     x, dy, saved, t, maps, dmaps, parts, N, C, S, PARTS, STEPS,
     TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: the gradient of s, and number of maxima if TOP, of one portion; parts: (1 + TOP, N, PARTS, C)."""
+    """Write parts of the gradient of s and, if TOP, of the numbers of maxima into `parts`, (1 + TOP, N, PARTS, C).
+
+    One program: one portion of x and dy.
+    """
     n, c, part = portion(C, PARTS, BC)
     if TOP:
         top, ties = nth(saved, 2, N, C), nth(parts, 1, N * PARTS, C)
@@ -334,7 +374,14 @@ def channels_kernel(
 
 
 class Map(NamedTuple):
-    """One coefficient per position, t (N, S), and the maps that it was computed from and their gradient, (N, 2, S)."""
+    """One coefficient per position, with the maps from which it was computed.
+
+    Attributes:
+        t: the coefficients, (N, S).
+        maps: average and maximum over channels, (N, 2, S).
+        dmaps: gradients of the averages, divided by C, and of the maxima, divided by their number of ties, (N, 2, S).
+
+    """
 
     t: Tensor
     maps: Tensor
@@ -346,7 +393,10 @@ def input_kernel(
     x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S,
     TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: one tile. Tiles run from the end of x, which the pass before read last and may still be cached."""
+    """Write the gradient of x into dx; see `to_input`. One program: one tile of x.
+
+    Programs run from the end of x, which the pass before read last and may still be cached.
+    """
     n, c, p = tile_indices(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     offset = at(n, c[:, None], p[None, :], C, S, LAST)
@@ -389,6 +439,7 @@ def to_input(
             number of ties.
         top: whether s depends on maxima.
         map_gradients: t, its maps and their gradient; None without t.
+
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("input" if map_gradients is None else "input of a map", x)

@@ -79,7 +79,7 @@ def saved(x: Tensor, R: int, top: bool) -> Tensor:
 
 @triton.jit
 def total_of(parts, n, c, inside, C, PARTS):
-    """Return the sum of parts (N, PARTS, C), for samples n and channels c."""
+    """Return the sum over axis 1 of `parts`, (N, PARTS, C), at samples n and channels c; 0 unless `inside`."""
     total = tl.zeros_like(c).to(REAL)
     for part in range(PARTS):
         total += tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg")
@@ -88,7 +88,7 @@ def total_of(parts, n, c, inside, C, PARTS):
 
 @triton.jit
 def largest_of(parts, n, c, inside, C, PARTS):
-    """Return the maximum of parts (N, PARTS, C), for samples n and channels c; 0 outside."""
+    """Return the maximum over axis 1 of `parts`, (N, PARTS, C), at samples n and channels c; 0 unless `inside`."""
     maximum = tl.full(c.shape, -INFINITY, REAL)
     for part in range(PARTS):
         maximum = larger(maximum, tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg"))
@@ -107,7 +107,7 @@ def gate_of(z, HARD_SIGMOID: tl.constexpr):
 
 @triton.jit
 def act_of(u, ACT: tl.constexpr):
-    """Return the activation of hidden units u; NaN where u is NaN."""
+    """Return the activation ACT, "relu", "silu" or "hard_swish", of hidden units u; NaN where u is NaN."""
     if ACT == "silu":
         h = u * tl.sigmoid(u)
     elif ACT == "hard_swish":
@@ -124,7 +124,11 @@ def pool_excite_kernel(
     BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
-    """One program: one portion of x. The last program of a sample computes its coefficients, CC channels at a time."""
+    """Pool x over space, and write `saved`: the coefficients, the pools and the hidden units. For small layers.
+
+    One program: one portion of x. The last program of a sample computes its coefficients, CC channels at a time.
+    `scale` is 1 / S, which turns sums into averages.
+    """
     n, c, part = portion(C, PARTS, BC)
     maxima_parts = nth(parts, 1, N * PARTS, C)
     if TOP:
@@ -169,7 +173,10 @@ def squeeze_kernel(
     parts, saved, w1, b1, N, C, R, PARTS, scale,
     TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BR hidden units of BN samples. The programs of the first units also write the pools."""
+    """Write pools and hidden units before the activation into `saved`, from parts of the pools. For large layers.
+
+    One program: BR hidden units of BN samples. The programs of the first units also write the pools. `scale` is 1 / S.
+    """
     i = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
@@ -206,7 +213,10 @@ def excite_kernel(
     HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr,
     BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels of BN samples. Hidden units of the branches are added first, as the layer is linear."""
+    """Write the coefficients into `saved`, from the hidden units in it. For large layers.
+
+    One program: BC channels of BN samples. Hidden units of the branches are added first, as the layer is linear.
+    """
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
@@ -224,7 +234,7 @@ def excite_kernel(
 
 @triton.jit
 def hidden_of(saved, n, r, N, C, R, ACT: tl.constexpr, TOP: tl.constexpr):
-    """Return the sum of the hidden units of the branches, after the activation."""
+    """Return hidden units r of samples n after the activation, from `saved`, summed over the branches: (BN, BR)."""
     inside = (n < N) & (r < R)[None, :]
     address = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
     h = act_of(tl.load(address, inside, 0.0), ACT)
@@ -240,12 +250,13 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
 
     Raises:
         ValueError: the layers do not have C channels, or have different numbers of hidden units.
+
     """
     (N, C, S), R = sizes(x), len(layers.w1)
     biases = [len(b) for b in (layers.b1, layers.b2) if b is not None]
     if layers.w1.shape != (R, C) or layers.w2.shape != (C, R) or biases not in ([], [R], [C], [R, C]):
         weights = layers.w1, layers.b1, layers.w2, layers.b2   # a kernel would read beyond their ends
-        shapes = ", ".join(str(list(t.shape)) for t in weights if t is not None)
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in weights if tensor is not None)
         raise ValueError(f"expected weights and biases for {C} channels and {R} hidden units, got {shapes}")
     tiling = passes.portions("pool", x)
     parts = empty_float32(x, 1 + top, N, tiling.parts, C)
@@ -299,7 +310,10 @@ def channels_unexcite_kernel(
     BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
-    """One program: one portion of x and dy. The last program of a sample computes the backward pass of its layers."""
+    """Write `grads` from x and dy: the backward pass of the layers, up to the gradients of the pools. For small layers.
+
+    One program: one portion of x and dy. The last program of a sample computes its gradients. `scale` is 1 / S.
+    """
     n, c, part = portion(C, PARTS, BC)
     ties = nth(parts, 1, N * PARTS, C)
     top = nth(saved, 2, N, C)
@@ -343,7 +357,11 @@ def unexcite_kernel(
     HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr,
     BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BR hidden units of BN samples. The programs of the first units also write the gate's gradient."""
+    """Write the gradients of the hidden units before the activation into `grads`, from `parts` of the gradient of s.
+
+    For large layers. One program: BR hidden units of BN samples. The programs of the first units also write the
+    gradient of the gate's input.
+    """
     i = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
@@ -370,7 +388,10 @@ def unsqueeze_kernel(
     parts, grads, w1, N, C, R, PARTS, scale,
     TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: the gradients of the pools, for BC channels of BN samples."""
+    """Write the gradients of the pools into `grads`, from those of the hidden units in it. For large layers.
+
+    One program: BC channels of BN samples. `scale` is 1 / S.
+    """
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
@@ -398,7 +419,10 @@ def weights_kernel(
     saved, grads, dw1, db1, dw2, db2, N, C, R,
     ACT: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels by BR hidden units, over all samples."""
+    """Write the gradients of both layers, dw1, db1, dw2 and db2, from `saved` and `grads`.
+
+    One program: BC channels by BR hidden units, over all samples.
+    """
     i = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
     c = i // blocks * BC + tl.arange(0, BC)
@@ -433,16 +457,20 @@ def weights_kernel(
 def backward(
     x: Tensor, dy: Tensor, layers: Layers, top: bool, saved: Tensor, map_gradients: Map | None, gradients: Layers
 ) -> Tensor:
-    """Return `grads`, which begins with the gradients of averages, divided by S, and of maxima, divided by their ties.
+    """Return `grads`: gradients of averages, divided by S, of maxima, divided by their ties, and of the hidden layer.
 
     Args:
         x: (N, C, *S).
-        dy: gradient of the product, in the memory layout of x.
+        dy: gradient of the product y, in the memory layout of x.
         layers: the layers.
         top: whether maxima are used; if False, `saved` and the result do not contain them.
         saved: written by `forward`.
         map_gradients: t, its maps and their gradient if y = x * s * t; None if y = x * s.
-        gradients: tensors for the gradients of the layers.
+        gradients: tensors to write, the gradients of the layers.
+
+    Returns:
+        A float32 vector with the layout in the module's docstring.
+
     """
     (N, C, S), R = sizes(x), len(layers.w1)
     tiling = passes.portions("channels" if map_gradients is None else "channels of a map", x)
@@ -470,16 +498,16 @@ def backward(
 
 
 def is_small(C: int, R: int) -> bool:
-    """Whether the layers are small enough that the last program of a sample computes its coefficients."""
+    """Whether layers of C channels and R hidden units are so small that the last program of a sample computes both."""
     return C * R <= MAX_WEIGHTS and R <= MAX_UNITS
 
 
 def _small_tile(R: int) -> dict[str, int]:
-    """Return the numbers of hidden units and channels that a program of small layers processes at a time."""
+    """Return BR and CC, the numbers of hidden units and channels that a program of small layers processes at a time."""
     BR = next_power_of_2(R)
     return {"BR": BR, "CC": max(16, 4096 // BR)}
 
 
 def _units(R: int) -> int:
-    """Return the number of hidden units that a program of large layers processes at a time."""
+    """Return how many of the R hidden units a program of large layers processes at a time."""
     return max(16, min(next_power_of_2(R), 64))

@@ -66,14 +66,14 @@ def allocate_saved(x: Tensor, conv: Filter) -> Saved:
 
 
 def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Return the norm after the convolution, or None if there is none."""
+    """Return the batch norm after the convolution, with its saved tensors; None if there is no norm."""
     if conv.scale is None or conv.shift is None:
         return None
     return channel_norm.Norm(conv.scale, conv.shift, conv.mean, conv.var, conv.eps, saved.q, saved.statistics)
 
 
 def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Write the other saved tensors, from `saved.maps`; size: the spatial sizes of x.
+    """Write t and the other saved tensors from `saved.maps`. `size` is the spatial size of x.
 
     Return the norm if it uses statistics of the batch, else None. With such a norm t is not written, because
     `passes.scale` applies the norm. Raises ValueError for statistics of a single value.
@@ -97,6 +97,7 @@ def backward(
         conv: the convolution and its norm.
         saved: the tensors that `forward` wrote.
         gradients: tensors to write: the gradients of weight, scale and shift.
+
     """
     dweight, *norm_gradients = gradients
     dq, ties = passes.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)
@@ -107,6 +108,9 @@ def backward(
 
 
 def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
-    """Update the running statistics of the block's batch norm in place, if it uses statistics of the batch."""
+    """Update the running statistics of the block's batch norm in place, if it uses statistics of the batch.
+
+    conv: the convolution and its norm. saved: tensors that the forward pass saved, with these statistics.
+    """
     if conv.scale is not None and conv.training:
         common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.q.numel())

@@ -15,7 +15,7 @@ from .common import Tile, is_channels_last, next_power_of_2, sizes
 
 
 class Kind(NamedTuple):
-    """Key of a tile: name of the pass, whether x is channels last, and whether its elements have 2 bytes."""
+    """Key of a tile: name of the pass over x, whether x is channels last, and whether its elements have 2 bytes."""
 
     name: str
     channels_last: bool
@@ -59,7 +59,7 @@ MEASURED: Final = {
 
 
 def tile(name: str, x: Tensor) -> Tile:
-    """Return the tile of a pass over x (N, C, *S): the measured one, or one of the same area where x is smaller."""
+    """Return the tile of pass `name` over x (N, C, *S): the measured one, or one of equal area where x is smaller."""
     _, C, S = sizes(x)
     channels_last = is_channels_last(x)
     BC, BS, num_warps = MEASURED[Kind(name, channels_last, x.element_size() < 4)]

@@ -13,7 +13,7 @@ Terms = Iterable[tuple[Any, Any]]   # pairs of a sum and the number to divide it
 
 
 def loss(name: str, logits: Any, masks: Any, sum_devices: Callable[[Any], Any] = lambda count: count) -> Any:
-    """Return the loss `name`, a key of LOSSES, as a float32 scalar.
+    """Return the loss `name`, a key of LOSSES, of logits (N, *S, K) and masks (N, *S), as a float32 scalar.
 
     `sum_devices` returns the sum of a count over all devices that share the batch.
     """
@@ -51,12 +51,12 @@ def focal_tversky(logits: Any, masks: Any) -> Terms:
 
 
 def both(logits: Any, masks: Any) -> Terms:
-    """Yield the pair of `cross_entropy`, then the pair of `dice`; the loss is the sum of their quotients."""
+    """Yield the pair of `cross_entropy`, then that of `dice`; the loss is the sum of both quotients."""
     yield from cross_entropy(logits, masks)
     yield from dice(logits, masks)
 
 
-LOSSES = {f.__name__: f for f in (cross_entropy, bce, dice, focal_tversky, both)}
+LOSSES = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky, both)}
 
 
 def _valid(masks: Any) -> Any:
@@ -75,11 +75,15 @@ def _overlaps(logits: Any, masks: Any) -> tuple[Any, Any, Any]:
 
     p is softmax(logits), t the one-hot mask. Pixels of IGNORE are left out.
     """
-    p = ops.softmax(logits, axis=-1)
-    t, valid = _targets(masks, logits.shape[-1])
-    p, axes = p * valid, tuple(range(1, len(logits.shape) - 1))
-    true_positives = ops.sum(p * t, axis=axes)
-    return true_positives, ops.sum(t, axis=axes) - true_positives, ops.sum(p, axis=axes) - true_positives
+    probabilities = ops.softmax(logits, axis=-1)
+    targets, valid = _targets(masks, logits.shape[-1])
+    probabilities, axes = probabilities * valid, tuple(range(1, len(logits.shape) - 1))
+    true_positives = ops.sum(probabilities * targets, axis=axes)
+    return (
+        true_positives,
+        ops.sum(targets, axis=axes) - true_positives,
+        ops.sum(probabilities, axis=axes) - true_positives,
+    )
 
 
 def _mean_classes(losses: Any, masks: Any) -> tuple[Any, Any]:

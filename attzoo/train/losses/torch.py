@@ -16,7 +16,7 @@ Terms = Iterable[tuple[Tensor, Tensor]]   # pairs of a sum and the number to div
 def loss(
     name: str, logits: Tensor, masks: Tensor, sum_devices: Callable[[Tensor], Tensor] = lambda count: count
 ) -> Tensor:
-    """Return the loss `name`, a key of LOSSES, as a float32 scalar.
+    """Return the loss `name`, a key of LOSSES, of logits (N, K, *S) and masks (N, *S), as a float32 scalar.
 
     `sum_devices` returns the sum of a count over all devices that share the batch.
     """
@@ -51,12 +51,12 @@ def focal_tversky(logits: Tensor, masks: Tensor) -> Terms:
 
 
 def both(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the pair of `cross_entropy`, then the pair of `dice`; the loss is the sum of their quotients."""
+    """Yield the pair of `cross_entropy`, then that of `dice`; the loss is the sum of both quotients."""
     yield from cross_entropy(logits, masks)
     yield from dice(logits, masks)
 
 
-LOSSES = {f.__name__: f for f in (cross_entropy, bce, dice, focal_tversky, both)}
+LOSSES = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky, both)}
 
 
 def _targets(masks: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
@@ -72,11 +72,11 @@ def _overlaps(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     p is softmax(logits), t the one-hot mask. Pixels of IGNORE are left out.
     """
-    p = logits.softmax(1)
-    t, valid = _targets(masks, logits.shape[1])
-    p, t = (p * valid).flatten(2), t.flatten(2)
-    true_positives = (p * t).sum(2)
-    return true_positives, t.sum(2) - true_positives, p.sum(2) - true_positives
+    probabilities = logits.softmax(1)
+    targets, valid = _targets(masks, logits.shape[1])
+    probabilities, targets = (probabilities * valid).flatten(2), targets.flatten(2)
+    true_positives = (probabilities * targets).sum(2)
+    return true_positives, targets.sum(2) - true_positives, probabilities.sum(2) - true_positives
 
 
 def _mean_classes(losses: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ class Centered(Block):
         """(N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
         s = ops.avg_pool(x)                                                  # (N, C)
-        weight, table, center = (ops.in_dtype_of(s, t) for t in (self.weight, self.table, self.center))
+        weight, table, center = (ops.in_dtype_of(s, tensor) for tensor in (self.weight, self.table, self.center))
         z = weight * table * (s - center)                                    # (N, C)
         if self.training:
             with torch.no_grad():

@@ -34,6 +34,6 @@ class ScSE(Block):
         s = ops.avg_pool(x, self.channels_last)                    # (N, C)
         h = ops.relu(self.squeeze(s))
         z = self.excite(h)                                         # (N, C)
-        q = self.score(ops.to_last(x, self.channels_last))         # (N, *S, 1)
-        position = ops.from_last(ops.sigmoid(q), self.channels_last)
+        logits = self.score(ops.to_last(x, self.channels_last))         # (N, *S, 1)
+        position = ops.from_last(ops.sigmoid(logits), self.channels_last)
         return {"channel": ops.expand(ops.sigmoid(z), x, self.channels_last), "position": position}

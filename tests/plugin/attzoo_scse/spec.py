@@ -55,5 +55,5 @@ class ScSE(BlockSpec):
         s = ops.avg_pool(x)                           # (N, C)
         h = ops.relu(ops.linear(s, weights, "squeeze"))
         z = ops.linear(h, weights, "excite")          # (N, C)
-        q = ops.linear(x, weights, "score")           # (N, 1, *S)
-        return {"channel": ops.expand(ops.sigmoid(z), x), "position": ops.sigmoid(q)}
+        logits = ops.linear(x, weights, "score")           # (N, 1, *S)
+        return {"channel": ops.expand(ops.sigmoid(z), x), "position": ops.sigmoid(logits)}

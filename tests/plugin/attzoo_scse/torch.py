@@ -39,5 +39,5 @@ class ScSE(Block):
         s = ops.avg_pool(x)                           # (N, C)
         h = ops.relu(self.squeeze(s))
         z = self.excite(h)                            # (N, C)
-        q = self.score(x)                             # (N, 1, *S)
-        return {"channel": ops.expand(ops.sigmoid(z), x), "position": ops.sigmoid(q)}
+        logits = self.score(x)                             # (N, 1, *S)
+        return {"channel": ops.expand(ops.sigmoid(z), x), "position": ops.sigmoid(logits)}

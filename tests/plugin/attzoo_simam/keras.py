@@ -26,6 +26,6 @@ class SimAM(Block):
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, *S, C)."""
         self.check_inputs(x)
-        d = (x - ops.expand(ops.avg_pool(x, self.channels_last), x, self.channels_last)) ** 2
-        v = ops.expand(ops.avg_pool(d, self.channels_last), x, self.channels_last)
-        return ops.sigmoid(d / (4 * (v + self.spec.smoothing)) + 0.5)
+        squared_deviations = (x - ops.expand(ops.avg_pool(x, self.channels_last), x, self.channels_last)) ** 2
+        variance = ops.expand(ops.avg_pool(squared_deviations, self.channels_last), x, self.channels_last)
+        return ops.sigmoid(squared_deviations / (4 * (variance + self.spec.smoothing)) + 0.5)

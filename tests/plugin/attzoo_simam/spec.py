@@ -42,6 +42,6 @@ class SimAM(BlockSpec):
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, *S)."""
         self.check_inputs(x.shape)
-        d = (x - ops.expand(ops.avg_pool(x), x)) ** 2
-        v = ops.expand(ops.avg_pool(d), x)
-        return ops.sigmoid(d / (4 * (v + self.smoothing)) + 0.5)
+        squared_deviations = (x - ops.expand(ops.avg_pool(x), x)) ** 2
+        variance = ops.expand(ops.avg_pool(squared_deviations), x)
+        return ops.sigmoid(squared_deviations / (4 * (variance + self.smoothing)) + 0.5)

@@ -23,6 +23,6 @@ class SimAM(Block):
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S)."""
         self.check_inputs(x)
-        d = (x - ops.expand(ops.avg_pool(x), x)) ** 2
-        v = ops.expand(ops.avg_pool(d), x)
-        return ops.sigmoid(d / (4 * (v + self.spec.smoothing)) + 0.5)
+        squared_deviations = (x - ops.expand(ops.avg_pool(x), x)) ** 2
+        variance = ops.expand(ops.avg_pool(squared_deviations), x)
+        return ops.sigmoid(squared_deviations / (4 * (variance + self.spec.smoothing)) + 0.5)

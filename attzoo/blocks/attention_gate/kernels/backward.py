@@ -31,21 +31,35 @@ RESIDENT = PROGRAMS // 2   # programs with many registers that fill a GPU
 
 
 class ReluGradient(NamedTuple):
-    """The tensors from which e is computed on the grid of an input: dz (N, S), the relu's bits, and both grids."""
+    """The tensors from which e is computed on the grid of an input.
+
+    Attributes:
+        dz: gradient of the sigmoid's input, (N, S).
+        bits: signs of the relu's input, as `forward.gate` writes them.
+        grids: the grids of the input and of x.
+
+    """
 
     dz: Tensor
     bits: Tensor
     grids: Grids
 
     def arguments(self) -> tuple[tuple[int | None, ...], dict[str, Any]]:
-        """Return the sizes and the constants for a kernel."""
+        """Return the positional arguments of a kernel, sizes of the grids, and its keyword arguments, the constants."""
         coarse = not self.grids.are_equal
         counts = target_counts(self.grids) if coarse else (None,) * 3
         return (*self.grids.sizes, *counts), {**self.grids.options, "COARSE": coarse, "WORDS": self.bits.shape[1]}
 
 
 class OutputGradient(NamedTuple):
-    """The gradient of y, (N, C, *S), alpha (N, S), and whether `input_gradient` computes dz from both."""
+    """The gradient of the output y, for `input_gradient`.
+
+    Attributes:
+        dy: the gradient, (N, C, *S).
+        alpha: the coefficients, (N, S).
+        compute_dz: whether `input_gradient` computes dz from x, dy and alpha; else dz has been computed before.
+
+    """
 
     dy: Tensor
     alpha: Tensor
@@ -57,7 +71,11 @@ class OutputGradient(NamedTuple):
 
 @triton.jit
 def masked_gradient(dz, bits, n, f, s, inside, S, WORDS: tl.constexpr):
-    """Return e, which is dz where the relu's input was positive, else 0, at positions s of x: (BF, BS)."""
+    """Return e at inner channels f and positions s of x: dz where the relu's input was positive, else 0, (BF, BS).
+
+    `bits` holds the signs of the relu's input, see `forward.relu_mask`. n: sample. inside: whether each position
+    exists.
+    """
     d = tl.load(dz + n.to(tl.int64) * S + s, inside, 0.0)
     return tl.where(relu_mask(bits, n, f, s, inside, S, WORDS), d[None, :], 0.0)
 
@@ -68,7 +86,10 @@ def gathered_gradient(
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     WORDS: tl.constexpr, BF: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Return e at positions q of the source grid, by the adjoint of resampling: (BF, BS)."""
+    """Return e at inner channels f and positions q of the coarser grid of g, by the adjoint of resampling: (BF, BS).
+
+    See `masked_gradient` for dz, bits and n, and __init__.py for sizes and constants.
+    """
     qd, qh, qw = q // (OH * OW), q // OW % OH, q % OW
     d0 = first_target(qd, OD, D, TD, CORNERS, WIDE)
     h0 = first_target(qh, OH, H, TH, CORNERS, WIDE)
@@ -92,7 +113,10 @@ def relu_gradient(
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     COARSE: tl.constexpr, WORDS: tl.constexpr, BF: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Return e at positions s of an input, whose grid is coarser than that of x if COARSE: (BF, BS)."""
+    """Return e at inner channels f and positions s of the grid of an input, coarser than x's if COARSE: (BF, BS).
+
+    See `masked_gradient` for dz, bits and n, and __init__.py for sizes and constants.
+    """
     if COARSE:
         e = gathered_gradient(
             dz, bits, n, f, s, D, H, W, OD, OH, OW, RD, RH, RW, TD, TH, TW, CORNERS, WIDE, WORDS, BF, BS
@@ -110,7 +134,11 @@ def product_kernel(
     x, dy, alpha, dz, q, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: dz at BS positions of a sample, over all channels."""
+    """Write dz (N, S), the gradient of the sigmoid's input, from x, dy and alpha.
+
+    If q is given, the input of psi's batch norm, sums for its backward pass are written too; see `add_gradient_sums`.
+    One program: BS positions of a sample, over all channels.
+    """
     n, s = sample_and_positions(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
@@ -133,10 +161,11 @@ def input_kernel(
     COARSE: tl.constexpr, SCALE_ROW: tl.constexpr, COMPUTE_DZ: tl.constexpr, FIRST_F: tl.constexpr, LAST: tl.constexpr,
     PRECISION: tl.constexpr, WORDS: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels over a part of the positions of all samples; of x if dy is given, else of g.
+    """Write the gradient of x or g into dx, and sums of e x' and of e; see `input_gradient`. dy is None for g.
 
-    SCALE_ROW: row of `folded` with the scale of w. COMPUTE_DZ: whether to compute and store dz; then BC is all
-    channels. FIRST_F: first inner channel of this launch; dx holds the sum over the inner channels before it.
+    One program: BC channels over a part of the positions of all samples. SCALE_ROW: row of `folded` with the scale of
+    w. COMPUTE_DZ: whether to compute and store dz; then BC is all channels. FIRST_F: first inner channel of this
+    launch; dx holds the sum over the inner channels before it.
     """
     i = tl.program_id(0)
     part = i % PARTS
@@ -204,8 +233,14 @@ def sigmoid_gradient(
 ) -> Tensor:
     """Return the gradient of the sigmoid's input, or of psi's norm's input if `psi_norm` is given: (N, S).
 
-    `psi_norm` is psi's norm if it uses statistics of the batch; the gradients of its scale and shift are written into
-    `psi_gradients`.
+    Args:
+        x: (N, C, *S).
+        dy: gradient of y = x * alpha, (N, C, *S).
+        alpha: (N, S).
+        channels_last: whether x and dy are channels last.
+        psi_norm: psi's norm if it uses statistics of the batch, else None.
+        psi_gradients: tensors to write, the gradients of the scale and the shift of `psi_norm`.
+
     """
     N, C, S = sizes(x)
     BC, BS = (64, 64) if channels_last else (16, 256)
@@ -218,9 +253,10 @@ def sigmoid_gradient(
 
 
 def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
-    """Return the tile of the backward pass, which also holds sums (BF, BC): the largest that does not spill registers.
+    """Return the tile for the backward pass of an input x with C channels, with F inner channels.
 
-    `centred`: whether W x is computed again, which takes about as many registers more.
+    It is the largest that does not spill registers, which also hold sums (BF, BC). `centred`: whether W x is computed
+    again, which takes about as many more registers.
     """
     BF = channels_at_once(x, F)
     if precision(x) != "tf32":
@@ -231,7 +267,7 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
 
 
 def fits_one_tile(x: Tensor, F: int) -> bool:
-    """Whether a tile holds all channels of x, so that `input_gradient` can compute dz."""
+    """Whether a tile holds all channels of x, with F inner channels, so that `input_gradient` can compute dz."""
     return x.shape[1] <= tile(x, F, x.shape[1], False).BC
 
 
@@ -254,13 +290,14 @@ def input_gradient(
     Args:
         x: the input, x or g.
         dx: gradient to write.
-        w: weight of this input, (F, C, 1, ...).
+        w: weight of this input's projection, (F, C, 1, ...).
         folded: see projections.py.
-        scale_row: row of `folded` with the scale of w.
-        gradient: e.
+        scale_row: row of `folded` with the scale of w: 0 for x, 1 for g.
+        gradient: the tensors from which e is computed.
         output: the gradient of y if the input is x; None if it is g.
         batch: see `norms.batch_terms`; None unless the norm uses statistics of the batch.
-        channels_last: whether x is channels last.
+        channels_last: whether the input is channels last.
+
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, batch is not None)

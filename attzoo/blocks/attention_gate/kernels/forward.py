@@ -55,7 +55,7 @@ class Outputs(NamedTuple):
 
 @triton.jit
 def add_product(a, b, sums, PRECISION: tl.constexpr):
-    """Return sums + a @ b, where a is rounded to the dtype of b."""
+    """Return sums + a @ b, where a is rounded to the dtype of b. PRECISION: see `precision`."""
     a = a.to(b.dtype)
     if UPCAST:
         a = a.to(REAL)
@@ -65,13 +65,13 @@ def add_product(a, b, sums, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_weight(w, f, c, F, C):
-    """Load a tile (BF, BC) of a weight (F, C)."""
+    """Load the elements at rows f and columns c of a weight (F, C), as float32 (BF, BC); 0 beyond its end."""
     return tl.load(w + f[:, None] * C + c[None, :], (f < F)[:, None] & (c < C)[None, :], 0.0).to(REAL)
 
 
 @triton.jit
 def load_tile(x, n, c, s, C, S, LAST: tl.constexpr):
-    """Load a tile (BC, BS) of x."""
+    """Load the elements of x (N, C, S) at sample n, channels c and positions s: (BC, BS); 0 beyond its end."""
     inside = (c < C)[:, None] & (s < S)[None, :]
     return tl.load(x + at(n, c[:, None], s[None, :], C, S, LAST), inside, 0.0)
 
@@ -80,7 +80,10 @@ def load_tile(x, n, c, s, C, S, LAST: tl.constexpr):
 def add_projection(
     x, w, scale, n, f, s, F, C, S, sums, LAST: tl.constexpr, PRECISION: tl.constexpr, BC: tl.constexpr
 ):   # fmt: skip
-    """Return sums + scale * W x at positions s: (BF, BS)."""
+    """Return sums + scale * W x at sample n, inner channels f and positions s: (BF, BS).
+
+    w: (F, C). scale: (BF,). All C channels are added, BC at a time.
+    """
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         v = load_tile(x, n, c, s, C, S, LAST)
@@ -90,7 +93,10 @@ def add_projection(
 
 @triton.jit
 def relu_mask(bits, n, f, s, inside, S, WORDS: tl.constexpr):
-    """Return where the relu's input was positive, for channels f at positions s (BS,), where `inside`: (BF, BS)."""
+    """Return whether the relu's input was positive at inner channels f and positions s, (BF, BS); False unless inside.
+
+    bits: (N, WORDS, S), one bit for each inner channel. n: sample. inside: (BS,), whether each position exists.
+    """
     start = bits + n.to(tl.int64) * WORDS * S
     if WORDS == 1:
         word = tl.load(start + s, inside, 0)[None, :]
@@ -107,7 +113,10 @@ def project_kernel(
     g, u, folded, p, F, G, Q, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BF inner channels at BS positions of a sample."""
+    """Write p (N, Q, F), U g times the scale of the norm; see `project`.
+
+    One program: BF inner channels at BS positions of a sample.
+    """
     blocks = tl.cdiv(F, BF)
     n, s = sample_and_positions(tl.program_id(0) // blocks, Q, BS)
     f = tl.program_id(0) % blocks * BF + tl.arange(0, BF)
@@ -123,9 +132,11 @@ def gate_kernel(
     LAST: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr, WORDS: tl.constexpr, BLOCKS: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS positions of a sample. If `logits` is given, it writes psi's output and stops before its norm.
+    """Write y, alpha and bits; see `gate`.
 
-    WHOLE: whether a tile holds all channels of x, so that x is loaded once. If u is None, g is U g on the coarse grid.
+    If `logits` is given, write psi's output before its norm, and that norm's statistics, instead of y and alpha. One
+    program: BS positions of a sample. WHOLE: whether a tile holds all channels of x, so that x is loaded once. BLOCKS:
+    number of tiles with BF inner channels. If u is None, g is U g on the coarse grid.
     """
     n, s = sample_and_positions(tl.program_id(0), S, BS)
     offset = n.to(tl.int64) * S + s
@@ -171,7 +182,7 @@ def gate_kernel(
 
 @triton.jit
 def store_product(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
-    """Write the tile v * a of y, where v is a tile of x and a its coefficients (BS,)."""
+    """Write v * a into y (N, C, S) at n, c and s: v (BC, BS) are elements of x, a (BS,) their coefficients."""
     inside = (c < C)[:, None] & (s < S)[None, :]
     address = y + at(n, c[:, None], s[None, :], C, S, LAST)
     tl.store(address, (v.to(REAL) * a[None, :]).to(y.dtype.element_ty), inside, eviction_policy="evict_first")
@@ -194,7 +205,7 @@ def channels_at_once(x: Tensor, channels: int) -> int:
 
 
 def precision(x: Tensor) -> str:
-    """Return Triton's `input_precision` of products; for float32 it follows PyTorch's setting for convolutions."""
+    """Return `input_precision` of Triton's products: for float32 it follows PyTorch's setting for convolutions."""
     cudnn = torch.backends.cudnn
     conv = getattr(cudnn, "conv", None)   # newer setting; reading allow_tf32 raises once it has been used
     allowed = cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
@@ -204,7 +215,7 @@ def precision(x: Tensor) -> str:
 def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, channels_last: bool) -> None:
     """Write U g times the scale of the norm into p (N, Q, F), on the grid of g, which has Q positions.
 
-    g: (N, G, *G). u: (F, G, 1, ...). folded: see projections.py.
+    g: (N, G, *G). u: (F, G, 1, ...). folded: see projections.py. channels_last: whether g is channels last.
     """
     (N, G, Q), F = sizes(g), len(u)
     BF, BC, BS, num_warps = tile(g, F, G)
@@ -234,8 +245,9 @@ def gate(
         folded: see projections.py.
         grids: the grids of g and of x.
         outputs: tensors to write.
-        psi_norm: psi's norm if it uses statistics of the batch: then its input and statistics are written instead of
-            y and alpha.
+        psi_norm: psi's norm if it uses statistics of the batch, else None. With it, the norm's input and statistics are
+            written instead of y and alpha.
+
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)

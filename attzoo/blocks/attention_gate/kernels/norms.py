@@ -25,9 +25,10 @@ def moments_kernel(
     x, w, parts, counter, batch, N, F, C, S, PARTS, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BF inner channels over a part of the positions of all samples.
+    """Write mean, variance and unbiased variance of W x into `batch` (3, F); see `moments`.
 
-    Tiles are merged as Chan et al. merge samples; the last program of these channels merges the parts likewise.
+    One program: BF inner channels over a part of the positions of all samples. Tiles are merged as Chan et al. merge
+    samples; the last program of these channels merges the parts likewise.
     """
     part = tl.program_id(0) % PARTS
     f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
@@ -72,7 +73,10 @@ def moments_kernel(
 
 @triton.jit
 def load_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
-    """Load row k of parts (PARTS, 3, F) from `start` on: (BF, BP), in float64, since means may be far from zero."""
+    """Load row k of each of BP parts, from part `start` on, at inner channels f: (BF, BP). parts: (PARTS, 3, F).
+
+    The result is float64, since means may be far from zero; it is 0 beyond the last part.
+    """
     part = start + tl.arange(0, BP)
     inside = (f < F)[:, None] & (part < PARTS)[None, :]
     return tl.load(parts + (part[None, :] * 3 + k) * F + f[:, None], inside, 0.0, cache_modifier=".cg").to(tl.float64)
@@ -81,7 +85,7 @@ def load_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
 def moments(x: Tensor, w: Tensor, channels_last: bool, batch: Tensor) -> None:
     """Write mean, variance and unbiased variance of W x over samples and positions into `batch`, (3, F).
 
-    x: (N, C, *S), w: (F, C, 1, ...), channels_last: whether x is channels last.
+    x: (N, C, *S). w: (F, C, 1, ...). channels_last: whether x is channels last.
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
@@ -100,7 +104,10 @@ def sums_kernel(
     COARSE: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, WORDS: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BF inner channels over a part of the positions of all samples. The last one adds up the parts."""
+    """Write the terms of batch norm's backward pass into `batch` (5, F), as `batch_terms` returns them.
+
+    One program: BF inner channels over a part of the positions of all samples. The last one adds up the parts.
+    """
     part = tl.program_id(0) % PARTS
     f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
     ones = tl.full([BF], 1.0, REAL)
@@ -144,13 +151,14 @@ def batch_terms(x: Tensor, projection: Projection, gradient: ReluGradient, chann
 
     Args:
         x: (N, C, *S), the input of the projection.
-        projection: the projection, `with_batch_statistics`.
-        gradient: e, on the grid of x.
+        projection: the projection, as `Projection.with_batch_statistics` returns it.
+        gradient: the tensors from which e is computed, on the grid of x.
         channels_last: whether x is channels last.
 
     Returns:
         (5, F): mean(W x), mean(e), slope, and the sums of e W x and of e over samples and positions. The norm's
         backward pass replaces e by e - mean(e) - slope * (W x - mean(W x)).
+
     """
     statistics, w = projection.mean, projection.weight
     if not projection.by_batch or statistics is None:
@@ -168,7 +176,10 @@ def batch_terms(x: Tensor, projection: Projection, gradient: ReluGradient, chann
 
 
 def tile(x: Tensor, F: int, C: int) -> Tile:
-    """Return the tile for statistics, which hold sums in addition to the values of a forward pass."""
+    """Return the tile for statistics of W x, with C channels of x and F inner channels.
+
+    It differs from that of the forward pass, because registers also hold sums.
+    """
     if precision(x) != "tf32":
         return exact_tile(STATISTICS, forward.channels_at_once(x, F), C)
     BF, BC, _, _ = forward.tile(x, F, C)

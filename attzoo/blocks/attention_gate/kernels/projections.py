@@ -53,13 +53,17 @@ class Projections(NamedTuple):
 
 @triton.jit
 def load_vector(start, f, F):
-    """Load elements f of a vector (F,), 0 beyond its end."""
+    """Load elements f of a vector (F,) at address `start`, as float32; 0 beyond its end."""
     return tl.load(start + f, f < F, 0.0).to(REAL)
 
 
 @triton.jit
 def scale_and_shift(scale, shift, mean, var, bias, f, F, eps):
-    """Return the factor and the summand equal to a bias and a norm; if var is None, the variance follows the mean."""
+    """Return factor and summand such that norm(z + bias) = factor * z + summand, at channels f of F, in f's shape.
+
+    Any of bias and norm (scale, shift, mean, var, eps) may be None. If only var is None, the variance follows the mean
+    in memory.
+    """
     offset = tl.zeros(f.shape, REAL)
     factor = offset + 1
     if bias is not None:
@@ -79,7 +83,10 @@ def fold_kernel(
     psi, bias, gating_bias, psi_bias, scale, shift, mean, var, gating_scale, gating_shift, gating_mean, gating_var,
     psi_scale, psi_shift, psi_mean, psi_var, folded, F, eps, gating_eps, psi_eps, BF: tl.constexpr,
 ):   # fmt: skip
-    """One program: all of `folded`."""
+    """Write all of `folded`; see `fold`. There is one program.
+
+    Arguments without prefix belong to the skip projection.
+    """
     f = tl.arange(0, BF)
     skip_factor, skip_offset = scale_and_shift(scale, shift, mean, var, bias, f, F, eps)
     gating_factor, gating_offset = scale_and_shift(
@@ -100,17 +107,20 @@ def fold_kernel(
 
 
 def fold(projections: Projections, folded: Tensor) -> None:
-    """Write `folded`, (4 F + 2,), from psi, the biases and the norms.
+    """Write `folded`, (4 F + 2,), from psi, the biases and the norms; see the module's docstring.
 
-    The projections skip and gating must have the statistics of `with_batch_statistics`.
-
-    A psi norm that is `by_batch` is not folded.
+    The skip and gating projections are those that `Projection.with_batch_statistics` returns. A psi norm that is
+    `by_batch` is not folded.
     """
     skip, gating, psi = projections
     if psi.by_batch:
         psi = psi._replace(scale=None, shift=None, mean=None, var=None)
     biases = [projection.bias for projection in (skip, gating, psi)]
-    norms = [t for p in (skip, gating, psi) for t in (p.scale, p.shift, p.mean, p.var)]
+    norms = [
+        tensor
+        for projection in (skip, gating, psi)
+        for tensor in (projection.scale, projection.shift, projection.mean, projection.var)
+    ]
     F = psi.weight.numel()
     args = psi.weight, *biases, *norms, folded, F, skip.eps, gating.eps, psi.eps
     launch(fold_kernel, 1, *args, BF=next_power_of_2(F), num_warps=4)

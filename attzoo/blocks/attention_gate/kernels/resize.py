@@ -40,7 +40,11 @@ class Grids(NamedTuple):
 
 @triton.jit
 def source_position(i, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """Return the first source position of target position i, and the weight of the second; source, target: sizes."""
+    """Return the first source position that target position i reads, and the weight of the second one, along an axis.
+
+    source, target: sizes of the grids. TAPS: number of source positions that are read, 1 or 2. CORNERS, WIDE: see
+    `Grids`.
+    """
     if WIDE:
         i = i.to(tl.int64)
     if TAPS == 1:
@@ -59,7 +63,7 @@ def source_position(i, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr
 
 @triton.jit
 def tap_weight(fraction, tap, TAPS: tl.constexpr):
-    """Return the weight of a tap along an axis, from the weight `fraction` of the second tap."""
+    """Return the weight of tap 0 or 1 along an axis with TAPS taps, where `fraction` is the weight of tap 1."""
     if TAPS == 1:
         weight = tl.full(fraction.shape, 1.0, REAL)
     else:
@@ -73,7 +77,11 @@ def resized(
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     BF: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Return channels f of a map (N, Q, F) on the source grid, at target positions s: (BF, BS)."""
+    """Return a map p (N, Q, F) resampled to target positions s, at sample n and inner channels f: (BF, BS).
+
+    (OD, OH, OW) is the size of the map's grid, (D, H, W) that of the target grid. TD, TH, TW, CORNERS, WIDE: see
+    `Grids`.
+    """
     d, d_fraction = source_position(s // (H * W), OD, D, TD, CORNERS, WIDE)
     h, h_fraction = source_position(s // W % H, OH, H, TH, CORNERS, WIDE)
     w, w_fraction = source_position(s % W, OW, W, TW, CORNERS, WIDE)
@@ -91,22 +99,28 @@ def resized(
 
 
 @triton.jit
-def first_target(q, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """Return a target position before which no position reads source position q."""
+def first_target(source_index, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
+    """Return a target position before which no target position reads source position source_index.
+
+    source, target: sizes of the grids. TAPS, CORNERS and WIDE as in `source_position`.
+    """
     if WIDE:
-        q = q.to(tl.int64)
+        source_index = source_index.to(tl.int64)
     if TAPS == 1:
-        i = (2 * target * q // source - 1) // 2
+        i = (2 * target * source_index // source - 1) // 2
     elif CORNERS:
-        i = tl.maximum(q - 1, 0) * (target - 1) // tl.maximum(source - 1, 1)
+        i = tl.maximum(source_index - 1, 0) * (target - 1) // tl.maximum(source - 1, 1)
     else:
-        i = (tl.maximum(2 * q - 1, 0) * target // source - 1) // 2
+        i = (tl.maximum(2 * source_index - 1, 0) * target // source - 1) // 2
     return tl.maximum(i, 0).to(tl.int32)
 
 
 @triton.jit
 def source_weight(i, q, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """Return the weight of source position q at target position i; 0 beyond the target grid."""
+    """Return the weight of source position q in the value at target position i, along an axis; 0 beyond the target.
+
+    source, target: sizes of the grids. TAPS, CORNERS and WIDE as in `source_position`.
+    """
     low, fraction = source_position(i, source, target, TAPS, CORNERS, WIDE)
     if TAPS == 1:
         weight = tl.where(low == q, 1.0, 0.0)
@@ -119,7 +133,10 @@ def source_weight(i, q, source, target, TAPS: tl.constexpr, CORNERS: tl.constexp
 
 
 def grids(source: Sequence[int], target: Sequence[int], interpolation: str, corners: bool) -> Grids:
-    """Return the grids of maps with these spatial sizes."""
+    """Return the grids for resampling maps of spatial size `source` to the size `target`.
+
+    interpolation: "linear" or "nearest". corners: whether linear interpolation aligns corners.
+    """
     if tuple(source) == tuple(target):
         return Grids((None,) * 6, {"TD": 1, "TH": 1, "TW": 1, "CORNERS": False, "WIDE": False})
     source, target = ((1,) * (3 - len(size)) + tuple(size) for size in (source, target))
@@ -130,7 +147,7 @@ def grids(source: Sequence[int], target: Sequence[int], interpolation: str, corn
 
 
 def target_counts(grids: Grids) -> tuple[int, ...]:
-    """Return, per axis, how many target positions from `first_target` on include all that read a source position."""
+    """Return, per axis, how many target positions from `first_target` on include all that read one source position."""
     taps = (grids.options[name] for name in ("TD", "TH", "TW"))
     corners = grids.options["CORNERS"]
     return tuple(_target_count(*sizes, corners) for sizes in zip(grids.sizes[3:], grids.sizes[:3], taps, strict=True))
@@ -138,7 +155,10 @@ def target_counts(grids: Grids) -> tuple[int, ...]:
 
 @lru_cache
 def _target_count(source: int, target: int, taps: int, corners: bool) -> int:
-    """Return the count for one axis: `source_position` and `first_target` in NumPy, over the whole axis."""
+    """Return the count of `target_counts` for one axis, from its sizes and taps. corners: whether corners are aligned.
+
+    It computes `source_position` and `first_target` in NumPy for the whole axis.
+    """
     i = np.arange(target)
     if taps == 1:
         low = (2 * i + 1) * source // (2 * target)
@@ -148,9 +168,10 @@ def _target_count(source: int, target: int, taps: int, corners: bool) -> int:
     else:
         low = np.maximum((2 * i + 1) * source - target, 0) // (2 * target)
 
-    def first(q: NDArray[np.integer]) -> NDArray[np.integer]:
+    def first_target_index(source_index: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return `first_target` of source positions, in NumPy."""
         if corners:
-            return np.maximum(q - 1, 0) * (target - 1) // max(source - 1, 1)
-        return np.maximum((np.maximum(2 * q - 1, 0) * target // source - 1) // 2, 0)
+            return np.maximum(source_index - 1, 0) * (target - 1) // max(source - 1, 1)
+        return np.maximum((np.maximum(2 * source_index - 1, 0) * target // source - 1) // 2, 0)
 
-    return int(max((i - first(q)).max() for q in (low, np.minimum(low + 1, source - 1)))) + 1
+    return int(max((i - first_target_index(q)).max() for q in (low, np.minimum(low + 1, source - 1)))) + 1

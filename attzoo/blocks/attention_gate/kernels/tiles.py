@@ -37,7 +37,7 @@ CENTRED: Final = (   # backward pass with batch norm in training
 
 
 def exact_tile(tiles: Sequence[Tile], inner: int, channels: int) -> Tile:
-    """Return the smallest of these tiles that holds all inner channels and channels; the largest if none does."""
+    """Return the smallest tile of at least `inner` inner channels and `channels` channels; the largest if none is."""
     BF = min((tile.BF for tile in tiles if inner <= tile.BF), default=max(tiles).BF)
     same_inner = [tile for tile in tiles if tile.BF == BF]
     return min((tile for tile in same_inner if channels <= tile.BC), default=max(same_inner))

@@ -51,7 +51,10 @@ class Gradients(NamedTuple):
 
 @triton.jit
 def weight_row_gradient(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
-    """Write row f of dw = v * sum of parts, and return the dot product of that row of the sum and of w."""
+    """Write row f of dw = v * (sum of parts), and return the dot product of row f of that sum with row f of w.
+
+    parts: (PARTS, F, C). w, dw: (F, C). v: a number.
+    """
     products = tl.zeros([BC], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
@@ -68,7 +71,7 @@ def weight_row_gradient(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: t
 
 @triton.jit
 def sum_of_parts(parts, f, F, PARTS, BP: tl.constexpr):
-    """Return the sum over parts of e of inner channel f; of dz if f is F."""
+    """Return the sum over the first axis of `parts`, (PARTS, F + 1), in column f: of e or, in column F, of dz."""
     sums = tl.zeros([BP], REAL)
     for first_part in range(0, PARTS, BP):
         part = first_part + tl.arange(0, BP)
@@ -85,10 +88,11 @@ def weights_kernel(
     totals, counter, F, C, G, SKIP_PARTS, GATING_PARTS,
     PSI_BY_BATCH: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):   # fmt: skip
-    """One program: inner channel f. The last program computes the gradients of psi's norm.
+    """Write the gradients of all parameters from sums over x and g; see `weight_gradients`.
 
-    `skip_batch` and `gating_batch` already hold the sums that a norm by statistics of the batch needs. The bias before
-    such a norm has no effect, so its gradient is 0.
+    One program: one inner channel. The last program computes the gradients of psi's norm. `skip_batch` and
+    `gating_batch` already hold the sums that a norm by statistics of the batch needs. The bias before such a norm has
+    no effect, so its gradient is 0.
     """
     f = tl.program_id(0)
     skip_scale = tl.load(folded + f)
@@ -142,10 +146,10 @@ def weights_kernel(
 
 @triton.jit
 def store_norm_gradients(dscale, dshift, mean, var, bias, eps, product_sum, gradient_sum, f, F):
-    """Write the gradients of a norm's scale and shift.
+    """Write the gradients of a norm's scale and shift at channel f, into elements f of `dscale` and `dshift`.
 
-    From sums of d, the gradient of the norm's output: `product_sum` of d times the convolution without its bias, and
-    `gradient_sum` of d. If var is None, the variance follows the mean, and the mean is without the bias.
+    With d the gradient of the norm's output, `product_sum` is the sum of d times the convolution without its bias, and
+    `gradient_sum` the sum of d. If var is None, the variance follows the mean, and the mean is without the bias.
     """
     offset = 0 - tl.load(mean + f).to(REAL)
     if var is None:
@@ -167,8 +171,15 @@ def weight_gradients(
 ) -> None:
     """Write the gradients of the parameters, from the sums over x (`skip`) and over g (`gating`).
 
-    The skip and gating projections are `with_batch_statistics`. The gradients of a psi norm by statistics of the batch
-    are written by `sigmoid_gradient`.
+    The gradients of a psi norm that uses statistics of the batch are not written here, but by `sigmoid_gradient`.
+
+    Args:
+        projections: the projections, skip and gating as `Projection.with_batch_statistics` returns them.
+        skip: sums over x, from `input_gradient`.
+        gating: sums over g, from `input_gradient`.
+        folded: see projections.py.
+        gradients: tensors to write.
+
     """
     w, u, psi = projections.skip.weight, projections.gating.weight, projections.psi
     F, C = w.shape[:2]
