@@ -86,12 +86,12 @@ def test_traced_unet_equals_the_unet_at_other_sizes():
 
 @every_subject
 def test_dynamic_quantization_changes_only_linear_layers(subject):
-    """Only linear layers are quantized: those of SE, channel attention and CBAM."""
+    """Only layers that are exactly nn.Linear are quantized, such as those of SE, channel attention and CBAM."""
     create_network, make_inputs = SUBJECTS[subject]
     net, xs = create_network(), make_inputs()
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
     changed = [module for module in quantized.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
-    assert len(changed) == sum(isinstance(module, nn.Linear) for module in net.modules()) > 0
+    assert len(changed) == sum(type(module) is nn.Linear for module in net.modules()) > 0
     with torch.no_grad():
         actual, expected = quantized(*xs), net(*xs)
     assert 0 < (actual - expected).abs().max() < 0.05 * expected.abs().max()
