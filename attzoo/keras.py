@@ -12,6 +12,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.ema_attention.keras import EMAAttention as EMAAttention
     from .blocks.ese.keras import ESE as ESE
     from .blocks.gc.keras import GC as GC
+    from .blocks.gct.keras import GCT as GCT
     from .blocks.lka.keras import LKA as LKA
     from .blocks.mlca.keras import MLCA as MLCA
     from .blocks.scse.keras import SCSE as SCSE

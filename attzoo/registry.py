@@ -36,6 +36,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "coord_attention": "attzoo.blocks.coord_attention:CoordAttention",
     "shuffle_attention": "attzoo.blocks.shuffle_attention:ShuffleAttention",
     "ema_attention": "attzoo.blocks.ema_attention:EMAAttention",
+    "gct": "attzoo.blocks.gct:GCT",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
     "scse": "attzoo.blocks.scse:SCSE",
     "simam": "attzoo.blocks.simam:SimAM",

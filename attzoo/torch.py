@@ -12,6 +12,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.ema_attention.torch import EMAAttention as EMAAttention
     from .blocks.ese.torch import ESE as ESE
     from .blocks.gc.torch import GC as GC
+    from .blocks.gct.torch import GCT as GCT
     from .blocks.lka.torch import LKA as LKA
     from .blocks.mlca.torch import MLCA as MLCA
     from .blocks.scse.torch import SCSE as SCSE

@@ -112,6 +112,14 @@ def zeros_of(spec):
     return [name for name, weight in arrays.items() if weight.initialization == "constant" and weight.center == 0]
 
 
+def fill_zeros(block):
+    """Assign random numbers to the weights of `zeros_of` a block; return the block."""
+    rng, arrays = np.random.default_rng(0), attzoo.weights(block)
+    arrays |= {name: rng.normal(size=arrays[name].shape).astype(np.float32) for name in zeros_of(block.spec)}
+    attzoo.load_weights(block, arrays)
+    return block
+
+
 def seed_of(name):
     """Return a seed that depends only on the block's name, so that a new block does not change others' numbers."""
     return crc32(name.encode())

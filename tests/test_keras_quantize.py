@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from samples import fill_zeros
 
 import attzoo
 import attzoo.keras  # triton before TensorFlow
@@ -55,9 +56,11 @@ def test_quantized_unet_can_be_saved_and_loaded(tmp_path):
     ("channel_attention", (8, 2), [(7, 8)], "int8", "its model"),
     ("attention_gate", (4, 3), [(6, 5, 4), (2, 3, 3)], "int8", "its model"),
     ("scse", (8, 2), [(6, 5, 8)], "int8", "its model"),
+    ("ese", (8,), [(6, 5, 8)], "int8", "its model"),
+    ("gc", (8,), [(6, 5, 8)], "int8", "its model"),
 ])
 def test_quantized_block_can_be_saved_and_loaded(name, args, shapes, mode, quantized, tmp_path):
-    block = attzoo.create(name, *args, backend="keras")
+    block = fill_zeros(attzoo.create(name, *args, backend="keras"))
     model = model_of(block, *shapes)
     inputs = [random_input(2, *shape) for shape in shapes]
     inputs = inputs if len(inputs) > 1 else inputs[0]

@@ -238,6 +238,38 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
         np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
 
 
+@given(spaces, st.sampled_from([1, 2]), st.sampled_from([1e-5, 0.5]))
+def test_norms_over_space_and_channels_equal_loops(space, order, epsilon):
+    x = random_array(2, 3, *space)
+    norms, quotients = np.empty((2, 3)), np.empty((2, 3))
+    for n in range(2):
+        for c in range(3):
+            values = [abs(x[(n, c, *i)]) for i in np.ndindex(*space)]
+            norms[n, c] = sum(values) if order == 1 else (sum(v * v for v in values) + epsilon) ** 0.5
+        mean = sum(e**order for e in norms[n]) / 3 + epsilon
+        quotients[n] = [e / (mean if order == 1 else mean**0.5) for e in norms[n]]
+    options = order, epsilon
+    in_numpy = ops.spatial_norm(x, *options)
+    by_torch = torch_ops.spatial_norm(torch.from_numpy(x), *options)
+    by_keras = keras_ops.spatial_norm(keras_ops.ops.convert_to_tensor(x), *options, channels_last=False)
+    to_numpy = keras_ops.ops.convert_to_numpy
+    for result in (in_numpy, by_torch.numpy(), to_numpy(by_keras)):
+        np.testing.assert_allclose(result, norms, rtol=1e-12)
+    results = ops.over_channel_norm(in_numpy, *options), torch_ops.over_channel_norm(by_torch, *options).numpy()
+    for result in (*results, to_numpy(keras_ops.over_channel_norm(by_keras, *options))):
+        np.testing.assert_allclose(result, quotients, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_norm_of_half_precision_does_not_overflow(order):
+    """The sum of 65,536 squares of 100 is 6.6e8; the maximum of float16 is 65,504."""
+    expected = 6553600 if order == 1 else 25600
+    x = torch.full((1, 1, 256, 256), 100.0, dtype=torch.float16)
+    assert torch_ops.spatial_norm(x, order, 1e-5).item() == expected
+    y = keras_ops.ops.full((1, 256, 256, 1), 100.0, dtype="float16")
+    assert float(keras_ops.spatial_norm(y, order, 1e-5, channels_last=True)[0, 0]) == expected
+
+
 @cheap
 @given(spaces, layouts, st.integers(0, 2))
 def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, channels_last, axis):

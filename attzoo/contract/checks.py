@@ -71,6 +71,14 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def positive(name: str, value: Any) -> float:
+    """Return a finite number > 0 as float. Raise the errors of `number`, and ValueError for other numbers."""
+    result = number(name, value)
+    if result <= 0:
+        raise ValueError(f"{name} must be > 0, got {short_repr(value)}")
+    return result
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False as bool. Raise TypeError for other types."""
     if not isinstance(value, (bool, np.bool_)):

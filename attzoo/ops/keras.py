@@ -387,6 +387,25 @@ def from_map(a: Any, axis: int, channels_last: bool) -> Any:
     return from_last(a if axis == 1 else ops.swapaxes(a, -1, axis - 1), channels_last)
 
 
+def spatial_norm(x: Any, order: int, epsilon: float, channels_last: bool) -> Any:
+    """Return the norm over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C), float32 for half precision.
+
+    order: 1 for the sum of magnitudes, 2 for the root of the sum of squares plus `epsilon`.
+    """
+    z, axes = ops.cast(x, wide(x.dtype)), space(x, channels_last)
+    return ops.sum(ops.abs(z), axis=axes) if order == 1 else ops.sqrt(ops.sum(ops.square(z), axis=axes) + epsilon)
+
+
+def over_channel_norm(e: Any, order: int, epsilon: float) -> Any:
+    """Return e divided by its norm over channels, per channel: (N, C) -> (N, C).
+
+    order: 1 for the mean of magnitudes plus `epsilon`, 2 for the root of the mean of squares plus `epsilon`.
+    """
+    if order == 1:
+        return e / (mean(ops.abs(e), 1, keepdims=True) + epsilon)
+    return e / ops.sqrt(mean(ops.square(e), 1, keepdims=True) + epsilon)
+
+
 def position_softmax(z: Any, channels_last: bool) -> Any:
     """Return the softmax of z over the spatial axes, (N, *S, K), or (N, K, *S) without `channels_last`.
 
@@ -469,8 +488,8 @@ def from_last(x: Any, channels_last: bool) -> Any:
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
-relu, sigmoid, stack, multiply, reshape = ops.relu, ops.sigmoid, ops.stack, ops.multiply, ops.reshape
-concatenate, zeros_like = ops.concatenate, ops.zeros_like
+relu, sigmoid, tanh, stack, multiply = ops.relu, ops.sigmoid, ops.tanh, ops.stack, ops.multiply
+reshape, concatenate, zeros_like = ops.reshape, ops.concatenate, ops.zeros_like
 
 
 def maximum(a: Any, b: Any) -> Any:

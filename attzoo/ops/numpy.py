@@ -65,6 +65,25 @@ def mean_and_max(x: Array, axis: int) -> Array:
     return np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)
 
 
+def spatial_norm(x: Array, order: int, epsilon: float) -> Array:
+    """Return the norm over the spatial axes: (N, C, *S) -> (N, C).
+
+    order: 1 for the sum of magnitudes, 2 for the root of the sum of squares plus `epsilon`.
+    """
+    axes = tuple(range(2, x.ndim))
+    return np.asanyarray(np.abs(x).sum(axis=axes) if order == 1 else np.sqrt(np.square(x).sum(axis=axes) + epsilon))
+
+
+def over_channel_norm(e: Array, order: int, epsilon: float) -> Array:
+    """Return e divided by its norm over channels, per channel: (N, C) -> (N, C).
+
+    order: 1 for the mean of magnitudes plus `epsilon`, 2 for the root of the mean of squares plus `epsilon`.
+    """
+    if order == 1:
+        return np.asanyarray(e / (np.abs(e).mean(axis=1, keepdims=True) + epsilon))
+    return np.asanyarray(e / np.sqrt(np.square(e).mean(axis=1, keepdims=True) + epsilon))
+
+
 def position_softmax(z: Array) -> Array:
     """Return the softmax over the spatial axes: (N, K, *S) -> (N, K, *S). Each of the K channels sums to 1."""
     axes = tuple(range(2, z.ndim))
@@ -110,6 +129,11 @@ def maximum(a: Array, b: Array) -> Array:
 def sigmoid(z: Array) -> Array:
     """Return 1 / (1 + exp(-z)), without overflow and with full relative precision for small results."""
     return np.exp(-np.logaddexp(0, -z))
+
+
+def tanh(z: Array) -> Array:
+    """Return the hyperbolic tangent."""
+    return np.tanh(z)
 
 
 def hard_sigmoid(z: Array) -> Array:

@@ -223,6 +223,26 @@ def mean_and_max(x: Tensor, axis: int) -> Tensor:
     return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
 
 
+def spatial_norm(x: Tensor, order: int, epsilon: float) -> Tensor:
+    """Return the norm over the spatial axes: (N, C, *S) -> (N, C), float32 for half precision.
+
+    order: 1 for the sum of magnitudes, 2 for the root of the sum of squares plus `epsilon`. A sum of squares may
+    overflow in float16.
+    """
+    z, space = x if x.dtype in EXACT else x.float(), tuple(range(2, x.ndim))
+    return z.abs().sum(space) if order == 1 else (z.square().sum(space) + epsilon).sqrt()
+
+
+def over_channel_norm(e: Tensor, order: int, epsilon: float) -> Tensor:
+    """Return e divided by its norm over channels, per channel: (N, C) -> (N, C).
+
+    order: 1 for the mean of magnitudes plus `epsilon`, 2 for the root of the mean of squares plus `epsilon`.
+    """
+    if order == 1:
+        return e / (e.abs().mean(1, keepdim=True) + epsilon)
+    return e / (e.square().mean(1, keepdim=True) + epsilon).sqrt()
+
+
 def position_softmax(z: Tensor) -> Tensor:
     """Return the softmax over the spatial axes: (N, K, *S) -> (N, K, *S). Each of the K channels sums to 1.
 
@@ -258,7 +278,8 @@ def expand(s: Tensor, x: Tensor) -> Tensor:
     return s[(..., *(None,) * (x.ndim - 2))]
 
 
-relu, maximum, sigmoid = torch.relu, torch.maximum, torch.sigmoid   # maximum splits the gradient at ties evenly
+relu, sigmoid, tanh = torch.relu, torch.sigmoid, torch.tanh
+maximum = torch.maximum   # splits the gradient at ties evenly
 
 
 ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": relu}
@@ -524,9 +545,9 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 
 _WRAPPED = (
-    "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "position_softmax", "weighted_pool",
-    "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool", "adaptive_avg_pool", "channel_shuffle",
-    "weighted_sum", "crop", "widen", "repeat", "upsample", "resize",
+    "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "spatial_norm", "position_softmax",
+    "weighted_pool", "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool", "adaptive_avg_pool",
+    "channel_shuffle", "weighted_sum", "crop", "widen", "repeat", "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes

@@ -60,10 +60,8 @@ class GC(BlockSpec):
             channels=channels,
             reduced_channels=contract.integer("reduced_channels", reduced, FEWEST),
             fusion=contract.choice("fusion", self.fusion, tuple(FUSIONS)),
-            epsilon=contract.number("epsilon", self.epsilon),
+            epsilon=contract.positive("epsilon", self.epsilon),
         )
-        if self.epsilon <= 0:
-            raise ValueError(f"epsilon must be > 0, got {self.epsilon!r}")
 
     @property
     def ratio(self) -> int:

@@ -18,6 +18,13 @@ from . import passes, perceptron
 from .perceptron import Layers
 
 
+def _to_input(
+    top: bool, x: Tensor, dy: Tensor, dx: Tensor, saved: Tensor, statistics: Tensor, _args: Sequence[Any]
+) -> None:
+    """Write the gradient of x for averages and, if `top`, maxima over space."""
+    passes.to_input(x, dy, dx, saved, statistics, top)
+
+
 class Coefficients(NamedTuple):
     """How a block computes s.
 
@@ -26,14 +33,15 @@ class Coefficients(NamedTuple):
     forward: forward(x, args, saved) writes `saved`.
     backward: backward(x, dy, args, saved, gradients) writes the gradients of the weights into the tensors `gradients`,
         and returns those of the statistics, which `to_input` takes. The gradient of s is the sum of dy * x over space.
-    to_input: to_input(x, dy, dx, saved, statistics) writes the gradient of x, dy * s plus that from the statistics.
+    to_input: to_input(x, dy, dx, saved, statistics, args) writes the gradient of x into dx: dy * s plus that from the
+        statistics, which by default are averages.
     """
 
     schema: str
     saved: Callable[..., Tensor]
     forward: Callable[[Tensor, Sequence[Any], Tensor], None]
     backward: Callable[[Tensor, Tensor, Sequence[Any], Tensor, Sequence[Any]], Tensor]
-    to_input: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = passes.to_input
+    to_input: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Sequence[Any]], None] = partial(_to_input, False)
 
 
 def outputs(s: Coefficients, x: Tensor, _shortcut: Tensor | None, *args: Any) -> Sequence[Any]:
@@ -72,7 +80,7 @@ def backward(
     x, _, *own_args, _ = args
     dx, _, *weight_grads = gradients
     dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
-    s.to_input(x, dy, dx, saved, s.backward(x, dy, own_args, saved, weight_grads))
+    s.to_input(x, dy, dx, saved, s.backward(x, dy, own_args, saved, weight_grads), own_args)
 
 
 def kernels(name: str, s: Coefficients) -> Fused:
@@ -110,7 +118,7 @@ def of_perceptron(top: bool) -> Coefficients:
         lambda x, w1, *_: perceptron.saved(x, len(w1), top),
         lambda x, layers, saved: perceptron.forward(x, Layers._make(layers), top, saved),
         partial(_perceptron_backward, top),
-        partial(passes.to_input, top=top),
+        partial(_to_input, top),
     )
 
 

@@ -36,7 +36,7 @@ from .common import (
     sizes,
     tile_indices,
 )
-from .tiles import tile
+from .tiles import tile as tile
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
 

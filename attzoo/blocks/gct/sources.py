@@ -1,0 +1,10 @@
+"""The names of GCT's weights in other libraries."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...contract import Keys
+
+NAMES: Final = {name: name for name in ("alpha", "gamma", "beta")}
+KEYS: Final = {"official": (Keys(NAMES, vectors=dict.fromkeys(NAMES, (1, 2))),)}   # (1, C, 1, 1)
