@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from .adapters import adapter
-from .contract import shorten
 from .extras import missing
 from .files import open_regular
 
@@ -35,8 +34,9 @@ def read_checkpoint(path: Path) -> Any:
             raise
         except Exception as err:   # damaged files raise exceptions of many types
             expected = "expected a file with arrays only, as torch.save(net.state_dict(), path) writes"
-            fix = "load the file where you trust it, and save only its state dict"
-            raise ValueError(f"{expected}, got {path}: {shorten(' '.join(str(err).split()), 200)}; {fix}") from err
+            got = f"{path}, which raises {type(err).__name__}"   # torch's message advises to run the code in the file
+            fix = "copy a damaged file again; else load it where you trust it, and save only its state dict"
+            raise ValueError(f"{expected}, got {got}: {fix}") from err
 
 
 def _read_safetensors(data: bytes) -> Mapping[str, Any]:

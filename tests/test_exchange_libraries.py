@@ -83,7 +83,7 @@ UNSUPPORTED = {   # id: function that creates timm's module, name of attzoo's bl
         "EcaModule with use_mlp=True of timm, which has a second convolution"),
     "light CBAM": (
         lambda: module_of("timm.layers.cbam.LightCbamModule", 8), "cbam",
-        "LightCbamModule of timm, which convolves 0.5"),
+        "LightCbamModule of timm, which applies its perceptron and its convolution to 0.5"),
     "light spatial attention": (
         lambda: module_of("timm.layers.cbam.LightSpatialAttn"), "spatial_attention",
         "LightSpatialAttn of timm, which convolves 0.5"),

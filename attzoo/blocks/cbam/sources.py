@@ -40,7 +40,7 @@ UNSUPPORTED: Final = (
     Unsupported(
         "timm",
         "LightCbamModule",
-        "convolves 0.5 * mean + 0.5 * max, one plane instead of two, and has one perceptron of such an average",
+        "applies its perceptron and its convolution to 0.5 * mean + 0.5 * max, one array instead of two",
         {"channel.fc1.weight": (), "spatial.conv.conv.weight": (1, 1, None, None)},
     ),
     Unsupported(
