@@ -61,7 +61,9 @@ CASES += [
 
 @pytest.mark.parametrize(("name", "sample", "mode", "quantized"), CASES)
 def test_quantized_block_can_be_saved_and_loaded(name, sample, mode, quantized, tmp_path):
-    block = sample.create("keras")
+    block, rng = sample.create("keras"), np.random.default_rng(0)
+    attzoo.load_weights(block, {name: rng.uniform(0.05, 0.2, w.shape).astype(np.float32)   # no unit is 0 or saturated
+                                for name, w in block.spec.weights.items()})   # fmt: skip
     shapes = [(*space, channels) for _, channels, *space in sample.shapes]
     model = model_of(block, *shapes)
     inputs = [random_input(2, *shape) for shape in shapes]

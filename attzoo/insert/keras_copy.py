@@ -129,6 +129,8 @@ def copy_layer(layer: Any, dtype: str | None = None) -> Any:
     except (NotImplementedError, TypeError) as err:
         fix = "its get_config must return all arguments, and its __init__ must accept name, dtype and trainable"
         raise ValueError(f"expected layers that Keras can copy, got {layer.name!r}: {fix}") from err
+    if is_lambda:   # its config has no global names of its function
+        copy.function = layer.function
     if isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
         _copy_assets(copy, layer)
     return copy
