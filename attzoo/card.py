@@ -21,7 +21,7 @@ import numpy as np
 
 from . import registry
 from .blocks.spec import BlockSpec
-from .contract import Example, Spec, Variant, Weight, by_name, without_idle_rules
+from .contract import Example, Spec, Unsupported, Variant, Weight, by_name, without_idle_rules
 from .fast.wins import WINS
 
 CHANNELS: Final = 64   # number of channels for weights and costs, or the next larger number that a block accepts
@@ -72,6 +72,7 @@ class Card:
         examples: small instances for tests by name.
         fused: whether it has fused kernels.
         sources: names of `source` in `load_weights`, and of `target` in `export_weights`.
+        unsupported: modules of other libraries whose weights the block cannot represent.
 
     """
 
@@ -85,6 +86,7 @@ class Card:
     examples: Mapping[str, Example]
     fused: bool
     sources: tuple[str, ...] = ()
+    unsupported: tuple[Unsupported, ...] = ()
 
     @property
     def network(self) -> bool:
@@ -305,6 +307,7 @@ def info(name: str) -> Card:
         examples=registry.examples(name),
         fused=find_spec(f"{package}.triton") is not None,
         sources=tuple(registry.keys(name)),
+        unsupported=registry.unsupported(name),
     )
 
 
@@ -364,6 +367,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
         facts.append(("in Triton", _kernels().replace("`", "")))
     if card.sources:
         facts.append(("sources", ", ".join(card.sources)))
+    facts += [("not read", str(module)) for module in card.unsupported]
     yield _columns(facts, width)
     yield "Arguments\n" + _columns([(str(argument), argument.about) for argument in card.arguments], width, "  ")
     if card.variants:
@@ -391,6 +395,9 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
         sources = ", ".join(f'`"{source}"`' for source in card.sources)
         functions = "(`load_weights(..., source=)`, `export_weights(..., target=)`)"
         yield f"Weights are read from, and written for: {sources} {functions}."
+    if card.unsupported:
+        modules = "\n".join(f"- {module}" for module in card.unsupported)
+        yield f"Weights of these modules raise an error:\n\n{modules}"
     yield "## Shapes"
     calls = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
     shapes_of_calls = zip(calls, card.shapes, strict=False)

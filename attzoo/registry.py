@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import torch
 
-    from .contract import AnySpec, Example, Source, Spec, Variant
+    from .contract import AnySpec, Example, Source, Spec, Unsupported, Variant
 
 BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP have the same form
     "se": "attzoo.blocks.se:SE",
@@ -207,6 +207,11 @@ def keys(name: str) -> dict[str, Any]:
     of its spec returns the tuple.
     """
     return dict(getattr(optional_module(name, "sources"), "KEYS", {}))
+
+
+def unsupported(name: str) -> tuple[Unsupported, ...]:
+    """Return the modules of other libraries whose weights a block or network cannot represent."""
+    return tuple(getattr(optional_module(name, "sources"), "UNSUPPORTED", ()))
 
 
 def optional_module(name: str, file: str) -> ModuleType | None:

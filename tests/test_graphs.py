@@ -2,11 +2,11 @@
 
 import copy
 import gc
-import shutil
 import warnings
 
 import pytest
 import torch
+from aotinductor import compiled_package, needs_aotinductor
 from nets import create as create_net
 from nets import image
 from samples import SAMPLES, pooling_blocks
@@ -20,7 +20,6 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import attzoo
-from attzoo.contract import is_older
 from attzoo.ops import torch as ops
 
 POOLING = pooling_blocks()
@@ -163,18 +162,11 @@ def test_exported_pooling_has_no_ceil_mode():
 
 
 @pytest.mark.case72
-@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs g++ on a CPU")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # inside torch
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch
+@needs_aotinductor
 def test_pooling_compiled_by_aotinductor_is_right_at_every_size(tmp_path):
-    if is_older(torch.__version__, "2.11"):
-        pytest.skip("needs the AOTInductor API of torch 2.11")
     pools, example = Pools((2, 2)), images((32, 48))
     program = torch.export.export(pools, example, dynamic_shapes=dynamic_sizes(*example))
-    fast_build = {"aot_inductor.debug_compile": True}   # the C++ compiler does not optimize
-    package = str(tmp_path / "pools.pt2")
-    path = torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=fast_build)
-    compiled = torch._inductor.aoti_load_package(path)
+    compiled = compiled_package(program, tmp_path)
     for size in ((32, 48), (33, 47), (31, 50), (64, 33), (2, 3)):
         assert torch.equal(compiled(*images(size))[0], pools(*images(size))[0])
 

@@ -9,10 +9,10 @@ import pickle
 import re
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
+from litert import litert_output
 from samples import (
     LAST_OF_EACH,
     NET,
@@ -571,22 +571,8 @@ def test_saved_model_with_dynamic_sizes_equals_the_model(sample, make, tmp_path)
 @tensorflow_only
 @models
 def test_litert_model_with_fixed_sizes_equals_the_model(sample, make, tmp_path):
-    import tensorflow as tf
-
-    model = make(fixed_sizes=True)
-    model.export(str(tmp_path / "model.tflite"), format="litert", verbose=False)   # Keras 3.13 takes no Path here
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)   # a deprecation
-        interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
-    interpreter.allocate_tensors()
-    xs = [x[:1] for x in inputs(sample)]
-    for x in xs:
-        (index,) = (
-            details["index"] for details in interpreter.get_input_details() if tuple(details["shape"]) == x.shape
-        )
-        interpreter.set_tensor(index, x)
-    interpreter.invoke()
-    assert relative_error(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), model(xs)) < 1e-5
+    model, xs = make(fixed_sizes=True), [x[:1] for x in inputs(sample)]
+    assert relative_error(litert_output(model, xs, tmp_path), model(xs)) < 1e-5
 
 
 # ---- invalid inputs ------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from .specs import Example as Example
 from .specs import Keys as Keys
 from .specs import Source as Source
 from .specs import Spec as Spec
+from .specs import Unsupported as Unsupported
 from .specs import Variant as Variant
 from .weights import Weight as Weight
 from .weights import batch_norm as batch_norm

@@ -104,6 +104,8 @@ class Keys:
             the name of a layer. The names of the layers of a block may have a common prefix.
         vectors: canonical names of arrays with one axis that have further axes of size 1 in the library -> the numbers
             of such axes before and after it.
+        product: in Keras, the name after this prefix of the Multiply layer at the end of the block, whose name the
+            block has after `swap`; "" if the layers of the block are not replaced by `swap`.
 
     """
 
@@ -112,6 +114,31 @@ class Keys:
     max_first: tuple[str, ...] = ()
     channels_last: bool = False
     vectors: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    product: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A module of another library whose weights a block cannot represent, for errors that give the reason.
+
+    UNSUPPORTED of `sources.py` in a block's folder lists them.
+
+    Args:
+        library: name of the library, as `source` in `load_weights`.
+        module: the class, and the argument of the class that makes it differ, as text.
+        reason: how it differs from the block, and what the user can do, as text.
+        keys: keys by which its state dict is recognised, after the prefix of the block -> shape, in which None is any
+            size. An empty shape is any shape.
+
+    """
+
+    library: str
+    module: str
+    reason: str
+    keys: Mapping[str, tuple[int | None, ...]]
+
+    def __str__(self) -> str:
+        return f"{self.module} of {self.library}, which {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
