@@ -157,5 +157,5 @@ OFFICIAL = {(256,): {"width": 8}, (300,): {"width": 9}, (512,): {"width": 16}, (
 TIMM = (8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 16, 24)
 PUBLISHED = {
     "official": Published(coordinate, arrays_of(*CONVS) + norms_of("squeeze_norm"), OFFICIAL),
-    "timm": Published(coordinate, arrays_of(*CONVS, leaves=("weight",)) + norms_of("squeeze_norm"), widths(TIMM)),
+    "timm": Published(coordinate, arrays_of(*CONVS, weight_names=("weight",)) + norms_of("squeeze_norm"), widths(TIMM)),
 }

@@ -115,7 +115,7 @@ def mlca(x, w, training):
 
 PUBLISHED = {
     "official": Published(
-        mlca, arrays_of("conv", "local_conv", leaves=("weight",)),
+        mlca, arrays_of("conv", "local_conv", weight_names=("weight",)),
         {(c,): {"k": k} for c, k in zip((1, 4, 8, 64, 128, 2048), (1, 1, 3, 3, 5, 7), strict=True)},
         (((2, 40, 6, 5),), ((2, 8, 12, 10),), ((2, 8, 3, 2),)),
     ),

@@ -123,7 +123,7 @@ def scse(x, w, training, combine):
     return combine(x * perceptron(x.mean((2, 3), keepdim=True), w).sigmoid(), x * pointwise(x, w, "position").sigmoid())
 
 
-MATRICES = arrays_of("squeeze", "excite", "position", leaves=("weight",))
+MATRICES = arrays_of("squeeze", "excite", "position", weight_names=("weight",))
 BIASED = arrays_of("squeeze", "excite", "position")
 HALVES = widths((2, 4, 8, 12, 20, 32, 36, 48, 50, 100, 150, 256))
 PUBLISHED = {

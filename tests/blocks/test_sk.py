@@ -172,7 +172,7 @@ def sk(x, w, training, split):
     return sum(u * a[:, i] for i, u in enumerate(outputs))
 
 
-WEIGHTS = arrays_of("path1", "path2", "reduce", "select", leaves=("weight",)) + norms_of(*NORMS, "reduce_norm")
+WEIGHTS = arrays_of("path1", "path2", "reduce", "select", weight_names=("weight",)) + norms_of(*NORMS, "reduce_norm")
 TIMM_16 = (8, 8, 8, 8, 8, 8, 8, 8, 8, 16, 24, 32)
 PUBLISHED = {
     "paper": Published(partial(sk, split=False), WEIGHTS, widths((32,) * len(CHANNELS))),
