@@ -309,7 +309,7 @@ NETWORKS = {   # id -> function that creates the network, an input, block, argum
 
 def trained_for_two_steps(net, images):
     """Train a network in place, and return it in evaluation mode."""
-    optimizer = torch.optim.SGD(net.train().parameters(), 0.01)
+    optimizer = torch.optim.SGD(net.train().parameters(), 1e-4)
     for _ in range(2):
         optimizer.zero_grad()
         net(images).square().mean().backward()
@@ -349,7 +349,7 @@ def test_blocks_in_known_networks_are_trained_saved_exported_and_mapped(name, tm
     torch.onnx.export(net, (images,), file, dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False)
     session = onnxruntime.InferenceSession(file)
     (got,) = session.run(None, {session.get_inputs()[0].name: images[:1].numpy()})
-    assert_close(torch.from_numpy(got), expected[:1], rtol=1e-3, atol=1e-4)
+    assert_close(torch.from_numpy(got), expected[:1], rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
 def test_a_gate_needs_an_example_to_know_the_gating_signal():
