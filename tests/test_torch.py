@@ -407,7 +407,8 @@ def large_allocations(block, x, dy):
 
 
 PLAIN = [name for name in pooling_blocks() if attzoo.get(name, backend="torch").cpu_form is None]
-MULTIPLY = [name for name in PLAIN if attzoo.info(name).build().combination == "multiply"]
+SCALED = [name for name in PLAIN if attzoo.info(name).attends_to == ("channels",)]
+MULTIPLY = [name for name in SCALED if attzoo.info(name).build().combination == "multiply"]
 
 
 @pytest.mark.parametrize("name", MULTIPLY)
