@@ -111,7 +111,7 @@ class Linear(nn.Linear):
 
 
 def linear_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the linear map of the channels with one output: (N, I, *S) -> (N, 1, *S); weight (1, I), bias (1,) or None.
+    """Return the linear map of the channels to one: (N, I, *S) -> (N, 1, *S); weight: (1, I), bias: (1,) or None.
 
     In eager mode on a CPU it is a sum of products: a matrix product takes twice as long, because it copies x as
     channels last, and for thousands of channels its rounding error is five times as large.
