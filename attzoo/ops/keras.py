@@ -529,10 +529,11 @@ def adaptive_avg_pool(x: Any, size: int | Sequence[Any]) -> Any:
     for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=1):
         old, i = ops.shape(x)[axis], ops.arange(new, dtype="int32")[:, None]
         low, high, width = i * old // new, ((i + 1) * old + new - 1) // new, (old + new - 1) // new + 1
-        j = low + ops.arange(width, dtype="int32")    # (new, size of the largest window)
+        j = low + ops.arange(width, dtype="int32")    # (new, width), where no window is larger than width
         pixels = ops.moveaxis(ops.take(y, ops.reshape(ops.minimum(j, old - 1), (-1,)), axis), axis, -1)
         windows = ops.where(j < high, ops.reshape(pixels, (*ops.shape(pixels)[:-1], new, width)), 0)
-        y = ops.moveaxis(ops.sum(windows, axis=-1) / ops.cast(high - low, y.dtype)[:, 0], -1, axis)
+        share = ops.cast(width, y.dtype) / ops.cast(high - low, y.dtype)[:, 0]
+        y = ops.moveaxis(mean(windows, -1) * share, -1, axis)   # no sum, which a graph in float16 could not represent
     return ops.cast(y, x.dtype)
 
 

@@ -102,19 +102,26 @@ def initialize(tensor: Tensor, weight: Weight) -> None:
 
 
 class Linear(nn.Linear):
-    """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O).
-
-    For one output, in eager mode on a CPU, it is a sum of products: a matrix product takes twice as long, because it
-    copies x as channels last, and for thousands of channels its rounding error is five times as large.
-    """
+    """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the linear map of x (N, I, *S)."""
-        last = x.movedim(1, -1)
-        if self.out_features > 1 or not guard.is_eager_on_cpu(x):
-            return super().forward(last).movedim(-1, 1)
-        y = (last * self.weight[0]).sum(-1, keepdim=True).movedim(-1, 1)
-        return y if self.bias is None else y + self.bias
+        if self.out_features == 1:
+            return linear_to_one(x, self.weight, self.bias)
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def linear_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the linear map of the channels to one: (N, I, *S) -> (N, 1, *S); weight: (1, I), bias: (1,) or None.
+
+    In eager mode on a CPU it is a sum of products: a matrix product takes twice as long, because it copies x as
+    channels last, and for thousands of channels its rounding error is five times as large.
+    """
+    last = x.movedim(1, -1)
+    if not guard.is_eager_on_cpu(x):
+        return F.linear(last, weight, bias).movedim(-1, 1)
+    y = (last * weight[0]).sum(-1, keepdim=True).movedim(-1, 1)
+    return y if bias is None else y + bias
 
 
 class LayerNorm(nn.LayerNorm):
@@ -376,10 +383,12 @@ def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
     for axis, new in enumerate(sizes, start=2):
         old, i = y.shape[axis], torch.arange(new, device=x.device)[:, None]
         low, high = i * old // new, ((i + 1) * old + new - 1) // new
-        j = low + torch.arange((old + new - 1) // new + 1, device=x.device)   # (new, size of the largest window)
+        width = (old + new - 1) // new + 1   # at least the size of the largest window
+        j = low + torch.arange(width, device=x.device)   # (new, width)
         pixels = y.index_select(axis, j.clamp(max=old - 1).flatten()).movedim(axis, -1)
         windows = pixels.reshape(*pixels.shape[:-1], *j.shape)
-        y = (windows.where(j < high, 0).sum(-1) / (high - low)[:, 0]).movedim(-1, axis)
+        means = windows.where(j < high, 0).mean(-1)   # a sum might overflow in a graph converted to half precision
+        y = (means * (width / (high - low)[:, 0].to(y.dtype))).movedim(-1, axis)
     return in_dtype_of(x, y)
 
 
@@ -545,9 +554,9 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 
 _WRAPPED = (
-    "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "spatial_norm", "position_softmax",
-    "weighted_pool", "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool", "adaptive_avg_pool",
-    "channel_shuffle", "weighted_sum", "crop", "widen", "repeat", "upsample", "resize",
+    "linear_to_one", "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "spatial_norm",
+    "position_softmax", "weighted_pool", "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool",
+    "adaptive_avg_pool", "channel_shuffle", "weighted_sum", "crop", "widen", "repeat", "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes
