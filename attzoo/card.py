@@ -21,10 +21,10 @@ import numpy as np
 
 from . import registry
 from .blocks.spec import BlockSpec
-from .contract import Example, Spec, Variant, Weight, by_name, without_idle_rules
+from .contract import Example, Spec, Unsupported, Variant, Weight, by_name, without_idle_rules
 from .fast.wins import WINS
 
-CHANNELS: Final = 64   # default number of channels for weights and costs
+CHANNELS: Final = 64   # number of channels for weights and costs, or the next larger number that a block accepts
 PIXELS: Final = 56     # size of every spatial axis for costs
 IMAGE: Final = (3, 1)  # input and output channels for the parameters of a network
 LINKS: Final = {
@@ -72,6 +72,7 @@ class Card:
         examples: small instances for tests by name.
         fused: whether it has fused kernels.
         sources: names of `source` in `load_weights`, and of `target` in `export_weights`.
+        unsupported: modules of other libraries whose weights the block cannot represent.
 
     """
 
@@ -85,6 +86,7 @@ class Card:
     examples: Mapping[str, Example]
     fused: bool
     sources: tuple[str, ...] = ()
+    unsupported: tuple[Unsupported, ...] = ()
 
     @property
     def network(self) -> bool:
@@ -143,29 +145,47 @@ class Card:
         return [
             argument.name
             for argument in self.arguments[1:]
-            if argument.required and argument.name not in self._assumed(1)
+            if argument.required and argument.name not in self._counts(1)
         ]
 
-    def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
-        """Return the spec with `channels` channels and these arguments.
+    @property
+    def channels(self) -> int:
+        """The number of channels for weights and costs: CHANNELS, or the next that the default arguments accept."""
+        return self.at_least(CHANNELS)
 
-        Further inputs have `channels` channels too, unless `arguments` says otherwise. Raise the errors of the spec.
+    def at_least(self, channels: int) -> int:
+        """Return the least number of channels >= `channels` that the block accepts with its default arguments.
+
+        It is larger for a block whose channels must be a multiple of its groups, for example.
         """
-        return self.spec(channels, **(self._assumed(channels) | arguments))   # type: ignore[call-arg]
+        if self.network or self.unknown:
+            return channels
+        return next((n for n in range(channels, channels + 1000) if self._accepts(n, self._counts(n))), channels)
 
-    def create(self, channels: int = CHANNELS, *, backend: str, **arguments: Any) -> Any:
+    def build(self, channels: int | None = None, **arguments: Any) -> Spec:
+        """Return the spec with `channels` channels and these arguments. None means the number of the card.
+
+        Further inputs have `channels` channels too, unless `arguments` says otherwise. If the default arguments do not
+        accept this number of channels, an argument has another value, as `assumed` returns. Raise the errors of the
+        spec.
+        """
+        channels = self.channels if channels is None else channels
+        return self.spec(channels, **(self.assumed(channels) | arguments))   # type: ignore[call-arg]
+
+    def create(self, channels: int | None = None, *, backend: str, **arguments: Any) -> Any:
         """Return a block as `attzoo.create` does, with the same assumed arguments as `build`."""
-        return registry.create(self.name, channels, backend=backend, **(self._assumed(channels) | arguments))
+        channels = self.channels if channels is None else channels
+        return registry.create(self.name, channels, backend=backend, **(self.assumed(channels) | arguments))
 
-    def weights(self, channels: int = CHANNELS, **arguments: Any) -> dict[str, Weight]:
+    def weights(self, channels: int | None = None, **arguments: Any) -> dict[str, Weight]:
         """Return the description of every array of the block by canonical name. Arguments are those of `build`."""
         return self.build(channels, **arguments).weights
 
-    def parameters(self, channels: int = CHANNELS, **arguments: Any) -> int:
+    def parameters(self, channels: int | None = None, **arguments: Any) -> int:
         """Return the number of trainable parameters. Arguments are those of `build`."""
         return sum(w.size for w in self.weights(channels, **arguments).values() if w.trainable)
 
-    def macs(self, channels: int = CHANNELS, **arguments: Any) -> int:
+    def macs(self, channels: int | None = None, **arguments: Any) -> int:
         """Return the number of multiply-adds for one sample whose spatial axes have PIXELS pixels each.
 
         Arguments are those of `build`. A block that takes any number of spatial axes gets two.
@@ -173,35 +193,70 @@ class Card:
         spec = self.build(channels, **arguments)
         return spec.macs(*((1, c, *(PIXELS,) * _spatial_axes(spec)) for c in spec.inputs))
 
-    def settings(self, variant: str, channels: int = CHANNELS) -> dict[str, Any]:
-        """Return the arguments that a variant sets, by name, for a block with `channels` channels."""
+    @property
+    def costs(self) -> tuple[str, str]:
+        """Parameters and multiply-adds as text, with the number of channels if it is not CHANNELS."""
+        note = "" if self.channels == CHANNELS else f" (C={self.channels})"
+        return f"{self.parameters():,}{note}", f"{self.macs():,}{note}"
+
+    def accepts(self, channels: int) -> bool:
+        """Whether the block accepts this number of channels with the arguments that `assumed` returns."""
+        return self._accepts(channels, self.assumed(channels))
+
+    def settings(self, variant: str, channels: int | None = None) -> dict[str, Any]:
+        """Return the arguments that a variant sets, as name -> value at `channels` channels."""
         preset = self.variants[variant]
-        assumed = {key: value for key, value in self._assumed(channels).items() if key not in preset.arguments}
+        channels = self.channels if channels is None else channels
+        assumed = {key: value for key, value in self._counts(channels).items() if key not in preset.arguments}
         config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
         settings = dict(preset.arguments) | {name: config[name] for name in preset.rules}
         return without_idle_rules(self.spec, settings)
 
-    def usage(self, channels: int = CHANNELS) -> str:
+    def usage(self, channels: int | None = None) -> str:
         """Return the Python call that creates the block, as text."""
+        channels = self.channels if channels is None else channels
         if self.network:
             return f'attzoo.create("{self.name}", {", ".join(map(str, IMAGE))}, backend="{self.backends[0]}")'
-        arguments = [str(channels), *(f"{name}={value}" for name, value in self._assumed(channels).items())]
+        arguments = [str(channels), *(f"{name}={value!r}" for name, value in self.assumed(channels).items())]
         arguments += [f"{name}=..." for name in self.unknown]
         return f'attzoo.create("{self.name}", {", ".join(arguments)}, backend="{(*self.backends, "numpy")[0]}")'
 
-    def plain(self, channels: int = CHANNELS, width: int = 80) -> str:
+    def plain(self, channels: int | None = None, width: int = 80) -> str:
         """Return the card as plain text, with weights and costs at `channels` channels.
 
         Lines have at most `width` characters, except in wide tables.
         """
-        return "\n\n".join(_plain(self, channels, width))
+        return "\n\n".join(_plain(self, self.channels if channels is None else channels, width))
 
-    def markdown(self, channels: int = CHANNELS) -> str:
+    def markdown(self, channels: int | None = None) -> str:
         """Return the card as a page of GitHub-flavoured Markdown, with weights and costs at `channels` channels."""
-        return "\n\n".join(_markdown(self, channels)) + "\n"
+        return "\n\n".join(_markdown(self, self.channels if channels is None else channels)) + "\n"
 
-    def _assumed(self, channels: int) -> dict[str, int]:
-        """Return the required arguments that `build` sets to `channels` itself, as name -> channels.
+    def assumed(self, channels: int) -> dict[str, Any]:
+        """Return the arguments that `build` sets for this number of channels.
+
+        They are the channels of further inputs and, if the default arguments do not accept `channels`, the first value
+        in CHOICES of the spec's module that does.
+        """
+        counts = self._counts(channels)
+        if self.network or self.unknown or self._accepts(channels, counts):
+            return counts
+        choices = getattr(import_module(self.spec.__module__), "CHOICES", {})
+        options = ({name: value} for name, values in choices.items() for value in values)
+        return counts | next((option for option in options if self._accepts(channels, counts | option)), {})
+
+    def _accepts(self, channels: int, arguments: Mapping[str, Any]) -> bool:
+        """Whether the spec accepts these arguments; True where it raises TypeError, for the caller to raise it too."""
+        try:
+            self.spec(channels, **arguments)   # type: ignore[call-arg]
+        except ValueError:
+            return False
+        except TypeError:
+            return True
+        return True
+
+    def _counts(self, channels: int) -> dict[str, int]:
+        """Return the required arguments that `build` sets to `channels`, as name -> channels.
 
         These are the channels of further inputs, and for a network the output channels.
         """
@@ -252,6 +307,7 @@ def info(name: str) -> Card:
         examples=registry.examples(name),
         fused=find_spec(f"{package}.triton") is not None,
         sources=tuple(registry.keys(name)),
+        unsupported=registry.unsupported(name),
     )
 
 
@@ -311,6 +367,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
         facts.append(("in Triton", _kernels().replace("`", "")))
     if card.sources:
         facts.append(("sources", ", ".join(card.sources)))
+    facts += [("not read", str(module)) for module in card.unsupported]
     yield _columns(facts, width)
     yield "Arguments\n" + _columns([(str(argument), argument.about) for argument in card.arguments], width, "  ")
     if card.variants:
@@ -338,6 +395,9 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
         sources = ", ".join(f'`"{source}"`' for source in card.sources)
         functions = "(`load_weights(..., source=)`, `export_weights(..., target=)`)"
         yield f"Weights are read from, and written for: {sources} {functions}."
+    if card.unsupported:
+        modules = "\n".join(f"- {module}" for module in card.unsupported)
+        yield f"Weights of these modules raise an error:\n\n{modules}"
     yield "## Shapes"
     calls = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
     shapes_of_calls = zip(calls, card.shapes, strict=False)

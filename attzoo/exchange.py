@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from .adapters import adapter, framework_of, same_shape
-from .contract import AnySpec, Array, Keys, Source, contiguous, shorten
+from .contract import AnySpec, Array, Keys, Source, Unsupported, contiguous, shorten
 
 WRAPPERS = ("module.", "_orig_mod.")   # prefixes of DataParallel and of torch.compile
 STATES: Final[Mapping[str | None, str]] = {   # framework of what was passed instead of a state dict -> remedy
@@ -44,7 +45,13 @@ def as_declared(arrays: Mapping[str, Array], spec: AnySpec) -> dict[str, Array]:
     return {name: np.reshape(arrays[name], weight.shape) for name, weight in spec.weights.items()}
 
 
-def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys], source: str) -> dict[str, Array]:
+def arrays_from(
+    state: Mapping[str, Any],
+    spec: AnySpec,
+    layouts: Sequence[Keys],
+    source: str,
+    unsupported: Sequence[Unsupported] = (),
+) -> dict[str, Array]:
     """Return the arrays of a block by canonical names from a state dict of another library.
 
     Args:
@@ -52,32 +59,97 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
         spec: the spec of the block.
         layouts: the layouts in which the source stores the block.
         source: the name of the source, for errors.
+        unsupported: modules of libraries that are recognised, for errors with the reason.
 
     Raises:
         ValueError: keys are missing, or the state dict contains several blocks, arrays that attzoo's block does not
             have, or a tensor without values.
 
     """
-    matches: list[tuple[str, Keys]] = []
-    for layout in layouts:
-        names = _names(layout, spec)
-        first_key = next(iter(names.values()))
-        prefixes = [prefix for key in state if (prefix := _prefix(key, first_key, layout)) is not None]
-        complete_prefixes = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
-        matches += [(prefix, layout) for prefix in complete_prefixes]
-    if len(matches) > 1:
-        fix = f"give those whose keys begin with {matches[0][0]!r}, for example"
-        raise ValueError(f"expected the arrays of one block, got {len(matches)}: {fix}")
-    if not matches:
+    blocks = stored_blocks(state, spec, layouts)
+    _check_supported(state, [block.prefix for block in blocks], unsupported)
+    if len(blocks) > 1:
+        fix = f"give those whose keys begin with {blocks[0].prefix!r}, for example"
+        raise ValueError(f"expected the arrays of one block, got {len(blocks)}: {fix}")
+    if not blocks:
         expected = " or ".join(shorten(", ".join(_names(layout, spec).values()), 200) for layout in layouts)
         nested = next((key for key, value in state.items() if isinstance(value, Mapping)), None)
         hint = "" if nested is None else f": pass the mapping in the entry {shorten(repr(nested))} instead"
         raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}{hint}")
-    (prefix, layout), = matches
-    names = _names(layout, spec)
-    if not layout.channels_last:   # in Keras, other layers of the model may have the same prefix
-        _check_no_other_arrays(state, prefix, names.values(), source)
-    return {name: _read(state[prefix + key], name, layout, spec) for name, key in names.items()}
+    (block,) = blocks
+    if not block.layout.channels_last:   # the layers of a block in Keras have no layer around them
+        _check_no_other_arrays(state, block, spec, source)
+    return {name: _read(state[key], name, block.layout, spec) for name, key in block.keys(spec).items()}
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """A block in a state dict of another library.
+
+    Args:
+        prefix: what the keys of its arrays begin with.
+        layout: how its arrays are stored.
+
+    """
+
+    prefix: str
+    layout: Keys
+
+    def keys(self, spec: AnySpec) -> dict[str, str]:
+        """Return the key in the state dict of every array of a block by canonical name."""
+        return {name: self.prefix + key for name, key in _names(self.layout, spec).items()}
+
+
+def stored_blocks(
+    state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys], same_shapes: bool = False
+) -> list[StoredBlock]:
+    """Return the blocks with all arrays of a spec in a state dict, for each layout in the order of the state dict.
+
+    same_shapes: whether the arrays must have the shapes of the spec.
+    """
+    blocks: list[StoredBlock] = []
+    for layout in layouts:
+        first_key = next(iter(_names(layout, spec).values()))
+        prefixes = [prefix for key in state if (prefix := _prefix(key, first_key, layout)) is not None]
+        candidates = [StoredBlock(prefix, layout) for prefix in prefixes]
+        blocks += [block for block in candidates if all(key in state for key in block.keys(spec).values())]
+    return [block for block in blocks if not same_shapes or _has_shapes(state, block, spec)]
+
+
+def _has_shapes(state: Mapping[str, Any], block: StoredBlock, spec: AnySpec) -> bool:
+    """Whether the arrays of a block in a state dict have the shapes of a spec, up to axes of size 1."""
+    return all(
+        same_shape(_axes_first(_shape(state[key]), block.layout), spec.weights[name].shape)
+        for name, key in block.keys(spec).items()
+    )
+
+
+def _check_supported(state: Mapping[str, Any], prefixes: Sequence[str], unsupported: Sequence[Unsupported]) -> None:
+    """Raise ValueError if the block in a state dict is a module that attzoo's block cannot represent.
+
+    prefixes: those of the blocks with the expected keys. If there are none, every prefix is tried.
+    """
+    for module in unsupported:
+        first_key = next(iter(module.keys))
+        module_prefixes = [prefix for key in state if (prefix := _prefix(key, first_key, Keys({}))) is not None]
+        for prefix in module_prefixes:
+            keys = {prefix + key: shape for key, shape in module.keys.items()}
+            is_same = all(key in state and _has_pattern(state[key], shape) for key, shape in keys.items())
+            if is_same and (prefix in prefixes or not prefixes):
+                raise ValueError(f"expected weights that the block can have, got those of {module}")
+
+
+def _has_pattern(array: Any, pattern: Sequence[int | None]) -> bool:
+    """Whether the shape of an array is a pattern, in which None is any size; an empty pattern is any shape."""
+    shape = _shape(array)
+    return not pattern or (
+        len(shape) == len(pattern) and all(size in (None, n) for n, size in zip(shape, pattern, strict=True))
+    )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of a value of a state dict, () for a number."""
+    return tuple(getattr(value, "shape", ()))
 
 
 def shapes_from(state: Mapping[str, Any], layouts: Sequence[Keys]) -> dict[str, tuple[int, ...]] | None:
@@ -129,11 +201,14 @@ def _names(layout: Keys, spec: AnySpec) -> dict[str, str]:
 def unwrapped(state: Any) -> dict[str, Any]:
     """Return a state dict whose keys have no prefixes of wrappers.
 
+    A checkpoint that has a state dict in one of its entries, and no arrays in others, is opened.
+
     Raises:
         TypeError: `state` is not a mapping whose keys are strings.
-        ValueError: two keys become the same.
+        ValueError: two keys become the same, or a checkpoint has several state dicts.
 
     """
+    state = _without_entries(state)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are not strings"
         fix = STATES[framework_of(state)]
@@ -145,6 +220,21 @@ def unwrapped(state: Any) -> dict[str, Any]:
             raise ValueError(f"expected the arrays of one block, got both {original_keys[name]} and {key}: remove one")
         original_keys[name] = key
     return {name: state[key] for name, key in original_keys.items()}
+
+
+def _without_entries(checkpoint: Any) -> Any:
+    """Return the only state dict in the entries of a checkpoint; the checkpoint itself if it has no state dict."""
+    is_named = isinstance(checkpoint, Mapping) and all(isinstance(key, str) for key in checkpoint)
+    if not is_named or any(hasattr(value, "shape") for value in checkpoint.values()):
+        return checkpoint
+    entries = [
+        key for key, value in checkpoint.items()
+        if isinstance(value, Mapping) and any(hasattr(array, "shape") for array in value.values())
+    ]   # fmt: skip
+    if len(entries) > 1:
+        got = f"{shorten(', '.join(map(repr, entries)))}: pass one of these entries"
+        raise ValueError(f"expected a checkpoint with one state dict, got {got}")
+    return checkpoint[entries[0]] if entries else checkpoint
 
 
 def without_wrappers(path: str) -> str:
@@ -168,18 +258,11 @@ def _prefix(key: str, name: str, layout: Keys) -> str | None:
     return prefix if key.endswith(name) and prefix[-1:] in separators else None
 
 
-def _check_no_other_arrays(state: Mapping[str, Any], prefix: str, known: Collection[str], source: str) -> None:
-    """Raise ValueError if the block in a state dict has further arrays, because it computes another function then.
-
-    Args:
-        state: tensors or arrays by key.
-        prefix: beginning of the keys of the block.
-        known: keys of the expected arrays, without the prefix.
-        source: the name of the library, for the error.
-
-    """
+def _check_no_other_arrays(state: Mapping[str, Any], block: StoredBlock, spec: AnySpec, source: str) -> None:
+    """Raise ValueError if the block in a state dict has further arrays, and so computes another function."""
+    known = block.keys(spec).values()
     for key in state:
-        if key.startswith(prefix) and key.removeprefix(prefix) not in known and not key.endswith(COUNTER):
+        if key.startswith(block.prefix) and key not in known and not key.endswith(COUNTER):
             fix = "create the block with arguments that give it this array, or give only the arrays of the block"
             raise ValueError(f"expected only arrays of the block from {source}, got also {key}: {fix}")
 
@@ -219,7 +302,8 @@ def _to_layout(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
     if array.ndim == 1:
         before, after = layout.vectors.get(name, (0, 0))
         return contiguous(array.reshape((1,) * before + array.shape + (1,) * after))
-    axes = getattr(spec, "spatial_dims", 2) if layout.axes is None else layout.axes
+    axes = layout.axes.get(name, 0) if isinstance(layout.axes, Mapping) else layout.axes
+    axes = getattr(spec, "spatial_dims", 2) if axes is None else axes
     if name.endswith(".weight") and array.ndim == 2:
         array = array.reshape(*array.shape, *(1,) * axes)
     if layout.channels_last and array.ndim > 1:

@@ -32,7 +32,9 @@ OTHER_SIGNATURES: Final = {   # first bytes of a file -> its format
     b"\x89HDF\r\n\x1a\n": "HDF5, as Keras writes",
     b"\x93NUMPY": "a .npy file of NumPy",
 }
-OWN_START: Final = f'{{"__metadata__":{{"{KEY}":'.encode()   # start of the header, after its length
+OWN_STARTS: Final = tuple(   # of the header, after its length; the state of a training run has other keys
+    f'{{"__metadata__":{{"{KEY}":"{{\\"format\\": {number}, \\"{keys[1]}\\":'.encode() for number, keys in KEYS.items()
+)
 MAX_HEADER: Final = 2**20   # bytes
 MAX_FILE: Final = 2**31     # bytes
 

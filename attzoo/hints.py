@@ -23,6 +23,7 @@ SYNONYMS: Final = {   # names of arguments in timm, torchvision, MONAI and popul
     "squeeze_factor": "reduction",
     "k_size": "kernel_size",
     "sub_sample_factor": "stride",
+    "factor": "groups",
     "gate_layer": "gate",
     "scale_activation": "gate",
 }

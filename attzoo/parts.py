@@ -36,9 +36,7 @@ class Part:
     holder: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.start == "identity" and "gamma" in self.spec.weights:
-            got, fix = f"one of {type(self.spec).__name__} at {self.path!r}", "rename it, or use start='default'"
-            raise ValueError(f"expected no array gamma in a block with start='identity', got {got}: {fix}")
+        check_start(self.path, self.spec, self.start)
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -94,6 +92,13 @@ class Part:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
         start_text = f" with start={self.start!r}" if self.start != "default" else ""
         return f"{type(self.spec).__name__}({shorten(arguments, 160)}){start_text}"
+
+
+def check_start(path: str, spec: AnySpec, start: str) -> None:
+    """Raise ValueError if a block has an array named as the factor of start="identity"."""
+    if start == "identity" and "gamma" in spec.weights:
+        got, fix = f"one of {type(spec).__name__} at {path!r}", "rename it, or use start='default'"
+        raise ValueError(f"expected no array gamma in a block with start='identity', got {got}: {fix}")
 
 
 def parts_of(model: Any) -> list[Part]:

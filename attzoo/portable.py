@@ -19,11 +19,11 @@ from safetensors.numpy import load as parse
 from . import registry
 from .adapters import adapter, backend_of, framework_of
 from .archive import pack, verify
-from .contract import AnySpec, Array, Keys, Weight, prefixed, shorten, without_prefix
-from .exchange import arrays_for, arrays_from, unwrapped, without_wrappers
+from .contract import AnySpec, Array, Weight, shorten
 from .files import open_regular, write
-from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_START, metadata_of, read_header, weights_of
+from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_STARTS, metadata_of, read_header, weights_of
 from .hints import nearest
+from .library_weights import read_parts, write_parts
 from .parts import Loaded, Part, is_single, loaded_report, match_parts, parts_of, read_all, rename_arrays, write_all
 
 OTHER_FORMATS: Final = (   # file extensions
@@ -57,14 +57,15 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
 
     Blocks of a file or of another model are matched by their paths, if these are the same, as in two models of one
     framework. Otherwise blocks of the same arguments are matched in their order, which is the order of `named_modules`
-    in torch and of `model.layers` in Keras. Print the result to see the matches.
+    in torch and of `model.layers` in Keras. With `source`, blocks without their paths in the state dict are matched in
+    its order, if it has as many blocks of the same shapes. Print the result to see the matches.
 
     Args:
         model: a block or network of attzoo, or a torch module or Keras layer that contains some; all are written.
         arrays: arrays with the names and shapes that `weights` returns; or the path of a file that `save` wrote; or
-            another model or block, of either framework; or, with `source`, a state dict of that library, for Keras a
-            dict of the variables by their attribute `path`. In a state dict of a model, the keys of a block begin with
-            the path of the block in `model`.
+            another model or block, of either framework; or, with `source`, a state dict of that library or the path
+            of its file (.pth, .safetensors), for Keras a dict of the variables by their attribute `path`. In a state
+            dict of a model, the keys of a block begin with the path of the block in `model`.
         source: another library or repository, such as "timm"; `attzoo.info(block)` lists those of a block. Keys and
             shapes do not tell every argument of a block, such as its gate: create the block with them, for example by
             `variant`. A prefix of all keys of the block is ignored, and so are keys without this prefix.
@@ -84,7 +85,7 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
     parts = parts_of(model)
     pairs = [(part, part, "path") for part in parts]
     if source is not None:
-        arrays = _arrays_of(parts, arrays, source)
+        pairs, arrays = read_parts(parts, arrays, source)
     elif isinstance(arrays, (str, os.PathLike)) or framework_of(arrays) is not None:
         sources, arrays = _read(Path(arrays)) if framework_of(arrays) is None else _read_model(arrays)
         pairs = match_parts(parts, sources)
@@ -106,29 +107,6 @@ def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
     return parts, read_all(parts)
 
 
-def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
-    """Return the arrays of parts by name from another library's state dict.
-
-    `gamma` of a part, which no library has, gets its current value. Errors about a block in a model begin with its
-    path.
-    """
-    state = unwrapped(state)
-    arrays: dict[str, Array] = {}
-    for part in parts:
-        path = without_wrappers(f"{part.path}.")[:-1]   # as in the keys of `unwrapped`
-        block_state = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
-        try:
-            read = arrays_from(block_state, part.spec, _layouts(part.spec, "source", source), source)
-        except (TypeError, ValueError) as err:
-            if not part.path:
-                raise
-            raise type(err)(f"{part.path}: {err}") from err
-        arrays |= {part.key(name): array for name, array in read.items()}
-        if part.start == "identity":   # no library has this factor
-            arrays[part.key("gamma")] = part.read()[part.key("gamma")]
-    return arrays
-
-
 def export_weights(model: Any, *, target: str) -> dict[str, Array]:
     """Return the arrays of a block with the keys and shapes of another library's state dict, as NumPy arrays.
 
@@ -143,24 +121,7 @@ def export_weights(model: Any, *, target: str) -> dict[str, Array]:
             attached with start="identity": export the block inside if this factor is not needed.
 
     """
-    exported: dict[str, Array] = {}
-    for part in parts_of(model):
-        arrays = without_prefix(part.path, part.read()) if part.path else part.read()
-        arrays = arrays_for(arrays, part.spec, _layouts(part.spec, "target", target)[0])
-        exported |= prefixed(part.path, arrays) if part.path else arrays
-    return exported
-
-
-def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
-    """Return the layouts in which the library `name` stores a block. Raise ValueError if the library is unknown.
-
-    `argument` is the name of the argument with `name`, "source" or "target", for the error.
-    """
-    block = registry.name_of(spec)
-    known_keys = registry.keys(block)
-    layouts = known_keys[registry.known_name(f"{argument} of {block}", name, known_keys)]
-    layouts_of_spec: tuple[Keys, ...] = layouts(spec) if callable(layouts) else layouts
-    return layouts_of_spec
+    return write_parts(parts_of(model), target)
 
 
 def convert(block: Any, *, backend: str) -> Any:
@@ -218,8 +179,8 @@ def check_replaceable(path: Path) -> None:
     if path.is_symlink() or not path.is_file():   # a link is replaced, its target is not changed
         return
     with open_regular(path) as file:
-        first_bytes = file.read(8 + len(OWN_START))
-    if first_bytes and first_bytes[8:] != OWN_START:
+        first_bytes = file.read(8 + max(map(len, OWN_STARTS)))
+    if first_bytes and not first_bytes[8:].startswith(OWN_STARTS):
         fix = "remove it first, or save to another name"
         raise FileExistsError(f"expected nothing or a file of attzoo.save at {path}, got another file: {fix}")
 

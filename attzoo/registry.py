@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import torch
 
-    from .contract import AnySpec, Example, Source, Spec, Variant
+    from .contract import AnySpec, Example, Source, Spec, Unsupported, Variant
 
 BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP have the same form
     "se": "attzoo.blocks.se:SE",
@@ -30,8 +30,18 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "eca": "attzoo.blocks.eca:ECA",
     "ese": "attzoo.blocks.ese:ESE",
     "gc": "attzoo.blocks.gc:GC",
+    "bam": "attzoo.blocks.bam:BAM",
+    "lka": "attzoo.blocks.lka:LKA",
+    "sk": "attzoo.blocks.sk:SK",
+    "coord_attention": "attzoo.blocks.coord_attention:CoordAttention",
+    "shuffle_attention": "attzoo.blocks.shuffle_attention:ShuffleAttention",
+    "ema_attention": "attzoo.blocks.ema_attention:EMAAttention",
     "gct": "attzoo.blocks.gct:GCT",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
+    "scse": "attzoo.blocks.scse:SCSE",
+    "simam": "attzoo.blocks.simam:SimAM",
+    "triplet_attention": "attzoo.blocks.triplet_attention:TripletAttention",
+    "mlca": "attzoo.blocks.mlca:MLCA",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`
     "unet": "attzoo.unet:UNet",
@@ -197,6 +207,11 @@ def keys(name: str) -> dict[str, Any]:
     of its spec returns the tuple.
     """
     return dict(getattr(optional_module(name, "sources"), "KEYS", {}))
+
+
+def unsupported(name: str) -> tuple[Unsupported, ...]:
+    """Return the modules of other libraries whose weights a block or network cannot represent."""
+    return tuple(getattr(optional_module(name, "sources"), "UNSUPPORTED", ()))
 
 
 def optional_module(name: str, file: str) -> ModuleType | None:

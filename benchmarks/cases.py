@@ -96,6 +96,7 @@ def create(case: Case, backend: str) -> Any:
     arguments = {argument.name: channels[argument.channels_of] for argument in card.arguments if argument.channels_of}
     if any(argument.name == "spatial_dims" for argument in card.arguments):
         arguments["spatial_dims"] = len(case.shapes[0]) - 2
+    arguments = (card.assumed(case.shapes[0][1]) if case.variant is None else {}) | arguments
     return attzoo.create(case.block, case.shapes[0][1], backend=backend, variant=case.variant, **arguments)
 
 

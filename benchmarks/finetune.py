@@ -20,7 +20,7 @@ import torch
 
 import attzoo
 from attzoo.contract import STARTS, Array
-from attzoo.demo.run import BATCH, CHANNELS, EPOCHS, MOMENTUM, OPTIONS, RATE, Data, digits
+from attzoo.demo.run import BATCH, CHANNELS, EPOCHS, MOMENTUM, RATE, Data, digits, options_of
 from attzoo.demo.torch import create_seeded, fit, one_thread, predict
 
 RESULTS: Final = Path(__file__).with_name("finetune.json")
@@ -78,7 +78,7 @@ def _row(block: str, start: str, trained: list[torch.nn.Module]) -> Row:
         net: Any = copy.deepcopy(original).train()
         if block:
             torch.manual_seed(seed)
-            report = attzoo.attach(net, block, after=AFTER, start=start, **OPTIONS.get(block, {}))
+            report = attzoo.attach(net, block, after=AFTER, start=start, **options_of(block))
             parameters = report.parameters
         before.append(_accuracy(net, 0.0))
         for count, accuracy in _fine_tuned(net, seed):

@@ -104,7 +104,7 @@ def network(case: Case) -> nn.Module:
     elif case.block == "none":
         net = ResNet50()
     else:
-        net = ResNet50(lambda channels: attzoo.create(case.block, channels, backend="torch", variant=case.variant))
+        net = ResNet50(lambda channels: attzoo.info(case.block).create(channels, backend="torch", variant=case.variant))
     x = torch.randn(2, *case.shapes[0][1:])
     with torch.no_grad():
         for _ in range(2):

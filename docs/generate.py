@@ -52,7 +52,7 @@ def table_of_blocks(folder: str) -> str:
     lines = ["| block | what it does | parameters | MACs |", "| --- | --- | ---: | ---: |"]
     for card in map(info, registry.BLOCKS):
         page = f"[{card.name}]({folder}{card.name}.md)"
-        lines.append(f"| {page} | {card.summary} | {card.parameters():,} | {card.macs():,} |")
+        lines.append(f"| {page} | {card.summary} | {' | '.join(card.costs)} |")
     return "\n".join(lines)
 
 

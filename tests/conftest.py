@@ -37,11 +37,12 @@ with suppress(ImportError):
         import interpreter  # noqa: F401
 
 from cases import CASES
-from each import one_of_each
+from each import first_of_each_test, one_of_each
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "one_of_each: run each parameter once; --all or --thorough: all combinations")
+    config.addinivalue_line("markers", "one_of_each: run each parameter once, or with first=True only the first "
+                            "combination; --all or --thorough: all combinations")
     for number, description in CASES.items():
         config.addinivalue_line("markers", f"case{number}: {description}")
 
@@ -62,11 +63,14 @@ def pytest_collection_modifyitems(config, items):
     """
     option = config.getoption
     if option("--each"):
-        reduce_combinations(config, items, items)
+        deselect(config, items, items, one_of_each)
     yield
-    if not (option("--each") or option("--all") or option("--thorough")):
+    if not (option("--all") or option("--thorough")):
         marked = [item for item in items if item.get_closest_marker("one_of_each")]
-        reduce_combinations(config, items, [item for item in marked if not item.get_closest_marker("gpu")])
+        marked = [item for item in marked if not item.get_closest_marker("gpu")]
+        deselect(config, items, [item for item in marked if is_only_first(item)], first_of_each_test)
+        if not option("--each"):
+            deselect(config, items, [item for item in marked if not is_only_first(item)], one_of_each)
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
     if "MUTANT_UNDER_TEST" in os.environ:
         _sort_by_duration(items)
@@ -75,9 +79,14 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.timeout(0))
 
 
-def reduce_combinations(config, items, candidates):
-    """Deselect candidates, in place, whose parameters other candidates of the same test have."""
-    deselected = set(candidates) - set(one_of_each(candidates))
+def is_only_first(item):
+    """Whether only the first item of a test is run."""
+    return item.get_closest_marker("one_of_each").kwargs.get("first", False)
+
+
+def deselect(config, items, candidates, select):
+    """Deselect candidates, in place, that `select(candidates)` does not return."""
+    deselected = set(candidates) - set(select(candidates))
     config.hook.pytest_deselected(items=[item for item in items if item in deselected])
     items[:] = [item for item in items if item not in deselected]
 

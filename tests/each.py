@@ -23,6 +23,11 @@ def one_of_each(items):
     return [item for item in items if item.nodeid in selected]
 
 
+def first_of_each_test(items):
+    """Return the first item of each test."""
+    return list({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())
+
+
 def preference(item_rows, uses):
     """Return a key that is larger for the item to select first: its number of new rows, then how rarely it repeats."""
     return len(item_rows - uses.keys()), -sum(uses[row] for row in item_rows)

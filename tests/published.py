@@ -100,3 +100,37 @@ def spatial_gate(x, w, training, prefix="", max_first=False, norm=True):
         planes, kernel = planes[::-1], kernel.flip(1)
     logits = F.conv2d(torch.cat(planes, 1), kernel, padding=3)
     return x * torch.sigmoid(batch_norm(logits, w, f"{prefix}norm", training) if norm else logits)
+
+
+def assert_reads_weights(module, source, block, arguments, shapes, scale=1.0):
+    """Assert that a block computes what a source's module does, with its state dict, and exports the same arrays.
+
+    Args:
+        module: the source's module in plain torch, with the keys of its published state dict.
+        source: the name of its layout in `load_weights`.
+        block: the name of the block.
+        arguments: the arguments of the block, including `channels`.
+        shapes: shapes of x, one after the other.
+        scale: standard deviation of the weights; smaller for products of many, whose errors in float32 are larger.
+
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, array in module.state_dict().items():
+            if array.is_floating_point():
+                array.copy_(torch.rand(array.shape, generator=generator) + 0.5 if name.endswith("_var")
+                            else scale * torch.randn(array.shape, generator=generator))   # fmt: skip
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
+        ours, module = attzoo.create(block, **arguments, backend="torch", dtype=dtype), module.to(dtype)
+        attzoo.load_weights(ours, module.state_dict(), source=source)
+        exported = attzoo.export_weights(ours, target=source)
+        for shape in shapes:
+            x = torch.randn(shape, generator=generator, dtype=dtype)
+            torch.testing.assert_close(ours.eval()(x), module.eval()(x), rtol=tolerance, atol=tolerance)
+        expected = {key: array for key, array in module.state_dict().items() if array.is_floating_point()}
+        assert exported.keys() == expected.keys()
+        for key, array in exported.items():
+            np.testing.assert_array_equal(array, expected[key].numpy(), strict=True)
+        for shape in shapes:   # the output in training depends on the statistics of x
+            x = torch.randn(shape, generator=generator, dtype=dtype)
+            torch.testing.assert_close(ours.train()(x), module.train()(x), rtol=tolerance, atol=tolerance)

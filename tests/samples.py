@@ -10,6 +10,7 @@ import numpy as np
 
 import attzoo
 from attzoo import registry
+from attzoo.contract import by_name
 from attzoo.ops import numpy as ops
 
 
@@ -24,6 +25,41 @@ class Sample:
     def create(self, backend, **kwargs):
         """Return a new block with the arguments of the sample."""
         return attzoo.create(self.block, **self.config, backend=backend, **kwargs)
+
+    @property
+    def has_weights(self):
+        """Whether the block has weights; SimAM has none."""
+        return bool(self.create("numpy").weights)
+
+    @property
+    def has_statistics(self):
+        """Whether the block has running statistics, those of a batch norm."""
+        return any(not weight.trainable for weight in self.create("numpy").weights.values())
+
+    @property
+    def has_few_coefficients(self):
+        """Whether all arrays of coefficients are smaller than the input x."""
+        spec = self.create("numpy")
+        weights = {name: np.ones(weight.shape) for name, weight in spec.weights.items()}
+        x, *further = self.arrays()
+        coefficients = by_name(spec.attention(x, *further, weights=weights))
+        return all(array.size < x.size for array in coefficients.values())
+
+    def single_values(self, dtype):
+        """Return inputs of one sample and of as few pixels as possible, all ones."""
+        steps = getattr(self.create("numpy"), "strides", (1,) * (len(self.shapes[0]) - 2))
+        return [np.ones((1, shape[1], *steps), dtype) for shape in self.shapes]
+
+    @property
+    def has_single_values(self):
+        """Whether a batch norm of the block has one value per channel for `single_values`, which is an error."""
+        spec = self.create("numpy")
+        weights = {name: np.ones(weight.shape) for name, weight in spec.weights.items()}
+        try:
+            spec(*self.single_values(np.float64), weights=weights, training=True)
+        except ValueError:
+            return True
+        return False
 
     def arrays(self, increase=0, seed=0):
         """Draw normal float64 inputs, channels first.

@@ -258,7 +258,7 @@ def test_a_block_that_takes_a_shortcut_ends_the_branch_in_one_call():
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", [name for name in attzoo.names() if attzoo.info(name).residual])
 def test_the_end_of_a_branch_in_one_call_equals_addition_and_relu(name, training):
-    with_one_call = nets.Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch"))
+    with_one_call = nets.Bottleneck(8, 16, 2, lambda channels: attzoo.info(name).create(channels, backend="torch"))
     assert with_one_call.ends
     with_one_call.double().train(training)
     with torch.no_grad():

@@ -57,7 +57,7 @@ def test_every_spec_has_examples_and_choices(name):
     listed = choices(spec).keys()
     assert listed == arguments, f"expected CHOICES for {arguments - listed} in attzoo/blocks/{name}/spec.py"
     assert issubclass(spec, BlockSpec)
-    assert attzoo.info(name).build().combination in COMBINATIONS
+    assert attzoo.info(name).build().combination in (*COMBINATIONS, "own")
 
 
 @pytest.mark.parametrize("name", [name for name in registry.BLOCKS if attzoo.info(name).fused])

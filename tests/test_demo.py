@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attzoo
 from attzoo import registry
 from attzoo.adapters import adapter
-from attzoo.contract import without_prefix
+from attzoo.contract import by_name, without_prefix
 from attzoo.demo import keras as keras_module
 from attzoo.demo import organs, run
 from attzoo.demo import torch as torch_module
@@ -60,19 +60,27 @@ def test_networks_agree_with_the_spec_and_their_gradients_with_each_other(block,
             for name, array in attzoo.weights(net).items():
                 assert_close(array, arrays[name], 1e-12, name)
         assert_close(passes["keras"].input_gradients[0], passes["torch"].input_gradients[0], 1e-10)
-        for name, gradient in passes["torch"].weight_gradients.items():
-            assert_close(passes["keras"].weight_gradients[name], gradient, 1e-10, name)
+        gradients = passes["torch"].weight_gradients
+        for name, gradient in gradients.items():
+            layer = name.rpartition(".")[0]   # a bias before a batch norm has none, nor a factor before two of them
+            atol = 1e-10 * max(np.abs(g).max() for key, g in gradients.items() if key.rpartition(".")[0] == layer)
+            np.testing.assert_allclose(passes["keras"].weight_gradients[name], gradient, 0, atol, err_msg=name)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_attention_returns_the_coefficients_of_the_last_block(block, data):
     x, nets = data.images[:4], run.create_nets(block, torch_module, {})
-    expected = nets["torch"].spec.attention(x.astype(np.float64), weights=to_float64(attzoo.weights(nets["torch"])))
+    weights = to_float64(attzoo.weights(nets["torch"]))
+    expected = by_name(nets["torch"].spec.attention(x.astype(np.float64), weights=weights))
     for backend, net in nets.items():
-        assert_close(adapter(backend).attention(net, [x]), expected)
+        for name, array in by_name(adapter(backend).attention(net, [x])).items():
+            assert_close(array, expected[name], name=name)
         last_block = net.stage2.block
-        attzoo.load_weights(last_block, {name: array + 1 for name, array in attzoo.weights(last_block).items()})
-        assert (adapter(backend).attention(net, [x]) != expected).any()
+        zeros = {name: 0 * array for name, array in attzoo.weights(last_block).items()}
+        if zeros:
+            assert any(array.any() for array in attzoo.weights(last_block).values())   # else zeros would change nothing
+            attzoo.load_weights(last_block, zeros)
+            assert all(np.ptp(array) == 0 for array in by_name(adapter(backend).attention(net, [x])).values())
 
 
 @pytest.mark.parametrize("block", ["eca", "attention_gate"])
@@ -102,7 +110,7 @@ def test_a_block_adds_twice_its_parameters(block):
     assert parameters == sum(parameter.numel() for parameter in nets["torch"].parameters())
     assert parameters == sum(prod(w.shape) for w in nets["keras"].trainable_weights)
     with FlopCounterMode(display=False) as counter:
-        nets["torch"](torch.zeros(1, 1, 8, 8))
+        nets["torch"].eval()(torch.zeros(1, 1, 8, 8))
     assert 2 * macs == counter.get_total_flops()
 
 

@@ -4,7 +4,7 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
-from each import one_of_each
+from each import first_of_each_test, one_of_each
 
 
 def items(test, **values):
@@ -35,6 +35,11 @@ def test_each_row_of_each_mark_is_selected_without_surplus_items(values):
 def test_rows_that_are_repeated_are_used_equally_often():
     selected = one_of_each([*items("test", a=[1, 2, 3, 4, 5, 6], b=["x", "y"])])
     assert [item.params["b"] for item in selected].count("x") == 3
+
+
+def test_first_item_of_each_test_is_selected():
+    first, second = [*items("first", a=[1, 2, 3])], [*items("second", a=[4, 5])]
+    assert {item.nodeid for item in first_of_each_test([*first, *second])} == {first[0].nodeid, second[0].nodeid}
 
 
 def test_parameters_of_a_fixture_are_all_selected():

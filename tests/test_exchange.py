@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from libraries import RNG, random_weights
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 import attzoo
 from attzoo import registry
+from attzoo.contract import without_prefix
 
 # ---- the published modules, by their keys and formulas ---------------------------------------------------------------
 
@@ -260,12 +262,11 @@ def two_layouts(state):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda s: {}, "expected the keys of timm, fc1.weight, fc1.bias, fc2.weight, fc2.bias or conv_reduce.weight"),
-    (lambda s: s | {"bn.weight": s["fc1.bias"], "fc1.running_mean": s["fc1.bias"]}, "got also bn.weight"),
+    (lambda s: s | {"norm.weight": s["fc1.bias"], "fc1.running_mean": s["fc1.bias"]}, "got also norm.weight"),
     (lambda s: s | {f"module.{key}": value + 1 for key, value in s.items()}, "got both fc1.weight and module.fc1.wei"),
     (lambda s: {f"my_{key}": value for key, value in s.items()}, "expected the keys of timm, .* got my_fc1.weight"),
     (lambda s: s | {"fc1.bias": s["fc1.bias"].to("meta")}, "expected fc1.bias to be a tensor that NumPy .* on meta"),
     (lambda s: s | {"fc1.bias": s["fc1.bias"].to_sparse()}, "expected fc1.bias to be a tensor that NumPy can read"),
-    (lambda s: "weights.pth", "expected a state dict, .* got str: load the file first"),
     (lambda s: {0: s}, "expected a state dict, .* got keys that are not strings"),
     (lambda s: nn.Linear(2, 2), r"expected a state dict, .* got Linear: pass its state_dict\(\)"),
     (lambda s: attzoo.create("se", 8, backend="keras"), r"expected a state dict, .* got SE: pass {v\.path: v for v in"),
@@ -273,7 +274,7 @@ def two_layouts(state):
     (lambda s: {prefix + key: array for key, array in s.items() for prefix in ("a.", "b.")},
      "of one block, got 2: give those whose .* 'a.'"),
     (lambda s: two_layouts(s), "of one block, got 2"),
-    (lambda s: {"state_dict": s, "epoch": 3}, "got state_dict, epoch: pass the mapping in the entry 'state_dict'"),
+    (lambda s: {"model": s, "ema": s, "epoch": 3}, "with one state dict, got 'model', 'ema': pass one of"),
     (lambda s: s | {"fc1.bias": s["fc1.bias"].int()}, "squeeze.bias must be a floating-point array, got int32"),
 ])   # fmt: skip
 def test_unclear_states_are_refused_and_change_nothing(change, message):
@@ -295,6 +296,113 @@ def test_arrays_that_the_block_lacks_are_refused(name, plain, message):
     block = attzoo.create(PUBLISHED[name][2], channels[0], backend="torch", dtype=torch.float64, **plain)
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(block, module.state_dict(), source=source)
+
+
+XMU_CBAM = {"ca.se.0.weight": (2, 8, 1, 1), "ca.se.2.weight": (8, 2, 1, 1), "sa.conv.weight": (1, 2, 49, 49),
+            "sa.conv.bias": (1,)}   # fmt: skip
+ULTRALYTICS_CBAM = {"channel_attention.fc.weight": (8, 8, 1, 1), "channel_attention.fc.bias": (8,),
+                    "spatial_attention.cv1.weight": (1, 2, 7, 7)}   # fmt: skip
+FOREIGN = [   # block, source, shapes by key of a module that the block cannot represent, words of the error
+    ("eca", "official", {"conv.weight": (1, 1, 3), "conv.bias": (1,)}, "ECAAttention of xmu, which has a bias in its"),
+    ("cbam", "official", XMU_CBAM, "CBAMBlock of xmu, which has a bias in its spatial convolution, and adds its input"),
+    ("cbam", "timm", ULTRALYTICS_CBAM, "CBAM of ultralytics, which computes the channel coefficients from averages al"),
+    ("channel_attention", "timm", {"fc.weight": (8, 8, 1, 1), "fc.bias": (8,)}, "ChannelAttention of ultralytics, whi"),
+    ("spatial_attention", "official", {"conv.weight": (1, 2, 49, 49), "conv.bias": (1,)}, "SpatialAttention of xmu, w"),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "layer1.0.attention."])
+@pytest.mark.parametrize(("name", "source", "shapes", "message"), FOREIGN)
+def test_modules_that_the_block_cannot_represent_are_named(name, source, shapes, message, prefix):
+    block = attzoo.create(name, 8, backend="torch")
+    state = {prefix + key: torch.ones(shape) for key, shape in shapes.items()}
+    for model, own_state in ((block, state), (nn.ModuleDict({"a": block}), prefix_all("a.", state))):
+        with pytest.raises(ValueError, match=f"expected weights that the block can have, got those of {message}"):
+            attzoo.load_weights(model, own_state, source=source)
+
+
+def test_unsupported_libraries_are_named_by_the_reason():
+    for name, source, message in (("cbam", "ultralytics", "expected a source whose weights .* CBAM of ultralytics, wh"),
+                                  ("eca", "xmu", "got ECAAttention of xmu, which has a bias in its convolution")):
+        with pytest.raises(ValueError, match=message):
+            attzoo.load_weights(attzoo.create(name, 8, backend="torch"), {}, source=source)
+
+
+@pytest.mark.parametrize("make", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"state": {}}}])
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+def test_checkpoint_files_are_read(name, make, tmp_path):
+    source, module, block, _ = published("se timm")
+    state = {f"module.{key}": value for key, value in module.state_dict().items()}
+    if name.endswith("pth"):
+        torch.save(make(state), tmp_path / name)
+    else:
+        save_file({key: value.bfloat16() for key, value in state.items()}, tmp_path / name)
+    attzoo.load_weights(block, str(tmp_path / name), source=source)
+    expected = module.state_dict()["fc2.bias"]
+    expected = expected.bfloat16().double() if name.endswith("safetensors") else expected
+    np.testing.assert_array_equal(attzoo.weights(block)["excite.bias"], expected)
+
+
+class Touch:
+    """An object whose pickle creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    source, module, block, _ = published("se timm")
+    torch.save(module.state_dict() | {"extra": Touch(str(tmp_path / "touched"))}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"expected a file with arrays only, .* else load it where you trust it"):
+        attzoo.load_weights(block, tmp_path / "net.pth", source=source)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(("name", "content", "error", "message"), [
+    ("net.pth", b"PK", ValueError, "expected a file with arrays only"),
+    ("net.safetensors", b"{}", ValueError, "expected a file with arrays only"),
+    ("net.weights.h5", b"", ValueError, r"got .*h5: load it by Keras, and pass {v\.path"),
+    ("none.pth", None, FileNotFoundError, "none.pth"),
+])
+def test_other_files_raise(name, content, error, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=message):
+        attzoo.load_weights(attzoo.create("se", 8, backend="torch"), tmp_path / name, source="timm")
+
+
+def prefix_all(prefix, state):
+    """Return a state dict with a prefix before each key."""
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(("change", "by"), [
+    (lambda state: prefix_all("model.", state) | {"model.9.fc1.weight": torch.ones(4, 6, 1, 1)}, "path"),
+    (lambda state: prefix_all("stem.se.", without_prefix("1", state))
+     | prefix_all("body.", without_prefix("2.0", state)), "kind"),
+])
+def test_blocks_of_a_model_with_other_paths_are_matched(change, by):
+    net, state = network_of_blocks()
+    report = attzoo.load_weights(net, change(state), source="timm")
+    assert [match.by for match in report] == [by, by]
+    sources = {"path": ["model.1", "model.2.0"], "kind": ["stem.se", "body"]}
+    assert [match.source for match in report] == sources[by]
+    np.testing.assert_array_equal(attzoo.weights(net[1])["excite.bias"], state["1.fc2.bias"])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_other_numbers_of_blocks_than_in_the_model_raise(count):
+    source, module, _, _ = published("se timm")
+    net = nn.Sequential(*(attzoo.create("se", 6, reduced_channels=4, backend="torch") for _ in range(2)))
+    state = {key: a.float() for i in range(count) for key, a in prefix_all(f"layer{i}.", module.state_dict()).items()}
+    state["layer9.fc1.weight"] = torch.ones(5, 6, 1, 1)
+    before = attzoo.weights(net)
+    with pytest.raises(ValueError, match=rf"expected 2 blocks of timm for those at '0', '1', .* got {count} of them"):
+        attzoo.load_weights(net, state, source=source)
+    assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(net).items())
 
 
 def test_negative_views_are_read():
@@ -388,7 +496,7 @@ def test_all_blocks_of_a_model_are_loaded_and_exported_by_their_paths():
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda net, s: s.pop("2.0.channel.fc1.weight"), "2.0: expected the keys of timm, channel.fc1.weight"),
-    (lambda net, s: s.update({"1.bn.weight": s["1.fc1.bias"]}), "1: .*got also 1.bn.weight"),
+    (lambda net, s: s.update({"1.norm.weight": s["1.fc1.bias"]}), "1: .*got also 1.norm.weight"),
     (lambda net, s: nn.utils.parametrizations.weight_norm(net[2][0].channel.squeeze), "to be stored, so that it can"),
 ])   # fmt: skip
 def test_a_model_is_loaded_as_a_whole_or_not_at_all(change, message):

@@ -74,6 +74,52 @@ def test_weights_of_library_blocks_give_their_outputs_in_both_directions(name):
     assert_same(converted, exported_to, (2, converted.spec.channels, 9, 7))
 
 
+UNSUPPORTED = {   # id: function that creates timm's module, name of attzoo's block, words of the error
+    "norm in SE": (
+        lambda: module_of("timm.layers.SEModule", 8, norm_layer=nn.BatchNorm2d), "se",
+        "SEModule with norm_layer of timm, which has a norm between its two layers. For inference, fold it: "),
+    "ECA with a perceptron": (
+        lambda: module_of("timm.layers.EcaModule", 8, use_mlp=True), "eca",
+        "EcaModule with use_mlp=True of timm, which has a second convolution"),
+    "light CBAM": (
+        lambda: module_of("timm.layers.cbam.LightCbamModule", 8), "cbam",
+        "LightCbamModule of timm, which applies its perceptron and its convolution to 0.5"),
+    "light spatial attention": (
+        lambda: module_of("timm.layers.cbam.LightSpatialAttn"), "spatial_attention",
+        "LightSpatialAttn of timm, which convolves 0.5"),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_settings_of_library_blocks_that_attzoo_lacks_are_named(name):
+    make, block, message = UNSUPPORTED[name]
+    for norm in ({"norm": True}, {}) if "norm" in attzoo.info(block).spec.__dataclass_fields__ else ({},):
+        converted = attzoo.create(block, 8, backend="torch", **norm)
+        with pytest.raises(ValueError, match=f"expected weights that the block can have, got those of {message}"):
+            attzoo.load_weights(converted, make().state_dict(), source="timm")
+
+
+def test_norm_in_an_se_is_folded_as_the_error_says():
+    module = random_weights(module_of("timm.layers.SEModule", 8, norm_layer=nn.BatchNorm2d)).float()
+    x = torch.randn(2, 8, 5, 4, generator=RNG)
+    expected = module(x)
+    module.fc1, module.bn = torch.nn.utils.fusion.fuse_conv_bn_eval(module.fc1, module.bn), nn.Identity()
+    converted = attzoo.create("se", 8, backend="torch", reduced_channels=8).eval()
+    attzoo.load_weights(converted, module.state_dict(), source="timm")
+    assert_close(converted(x), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("path", "args", "name"), [
+    ("monai.networks.blocks.ResidualSELayer", (2, 8), "se"),
+    ("timm.layers.cbam.LightChannelAttn", (8,), "channel_attention"),
+])
+def test_subclasses_that_compute_another_function_get_initial_weights(path, args, name):
+    """Their state dicts have the keys of the class that attzoo reads."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), module_of(path, *args)).eval()
+    (place,) = attzoo.swap(net, name, where="1", example=torch.ones(1, 3, 4, 4))
+    assert place.weights == "initial"
+
+
 @pytest.mark.parametrize(("source", "name", "kind"), [
     ("timm", "efficientnet_b0", "SqueezeExcite"),
     ("torchvision", "mobilenet_v3_small", "SqueezeExcitation"),
@@ -154,3 +200,62 @@ def test_weights_of_keras_applications_se_give_its_output_and_are_exported(name,
     exported = attzoo.export_weights(converted, target="keras-efficientnet" if name == "efficientnet" else "keras")
     for array, variable in zip(exported.values(), reference.weights, strict=True):
         np.testing.assert_array_equal(array, np.asarray(variable))
+
+
+def keras_network(name):
+    """Return a small network of keras.applications and the pattern of the last layers of its SEs."""
+    if name == "MobileNetV3":
+        options = {"alpha": 0.35, "include_preprocessing": False, "include_top": False}
+        return keras.applications.MobileNetV3Small((32, 32, 3), weights=None, **options), "*_squeeze_excite_mul"
+    efficientnet = import_module("keras.src.applications.efficientnet")
+    blocks = [{**arguments, "repeats": 2} for arguments in efficientnet.DEFAULT_BLOCKS_ARGS[:2]]
+    options = {"blocks_args": blocks, "weights": None, "include_top": False, "input_shape": (32, 32, 3)}
+    net = efficientnet.EfficientNet(1.0, 1.0, 224, **options, name="efficientnet", weights_name="")
+    return net, "*_se_excite"
+
+
+def set_random_weights(model, seed):
+    """Set random weights, and positive running variances, that give outputs of similar magnitudes in all layers."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.uniform(0.5, 1.5, w.shape) / w.shape[-2] ** 0.5 if w.ndim > 1 else
+                       rng.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])   # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["MobileNetV3", "EfficientNet"])
+def test_weights_of_all_blocks_of_a_keras_network_are_read_and_exported(name, tmp_path):
+    plain, where = keras_network(name)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    attzoo.swap(plain, "se", where=where).model.save(tmp_path / "net.keras")
+    net = keras.models.load_model(tmp_path / "net.keras")
+    set_random_weights(plain, 1)
+    state = {v.path: v for v in plain.weights}
+    for layer in plain.layers:
+        if any(copy.name == layer.name for copy in net.layers) and layer.weights:
+            net.get_layer(layer.name).set_weights(layer.get_weights())
+    report = attzoo.load_weights(net, state, source="keras")
+    assert len(report) > 2
+    assert [(m.path.removesuffix(where[1:]), m.by) for m in report] == [(m.source, "path") for m in report]
+    expected = np.asarray(plain(images))
+    assert expected.std() > 1e-3 * abs(expected).max()
+    np.testing.assert_allclose(np.asarray(net(images)), expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+    exported = attzoo.export_weights(net, target="keras")
+    assert set(exported) == {path for path in state if path.split("/")[0] not in {layer.name for layer in net.layers}}
+    for path, array in exported.items():
+        np.testing.assert_array_equal(array, np.asarray(state[path]))
+
+
+def test_blocks_of_a_keras_network_are_matched_in_order_with_other_names():
+    """Also in a torch network. Two blocks of the state dict have the same shapes."""
+    plain, _ = keras_network("EfficientNet")
+    set_random_weights(plain, 2)
+    specs = [{"channels": c, "reduced_channels": r, "act": "silu"} for c, r in ((32, 8), (16, 4), (96, 4), (144, 6))]
+    net = nn.Sequential(*(attzoo.create("se", backend="torch", **spec) for spec in specs))
+    report = attzoo.load_weights(net, {v.path: v for v in plain.weights}, source="keras")
+    assert [(m.path, m.source, m.by) for m in report] == [
+        ("0", "block1a", "order"), ("1", "block1b", "order"), ("2", "block2a", "order"), ("3", "block2b", "order")]
+    kernel = np.asarray(plain.get_layer("block2b_se_expand").kernel)[0, 0]
+    np.testing.assert_array_equal(attzoo.weights(net)["3.excite.weight"], kernel.T)
+    message = "expected 2 blocks of keras for those at '0', '1', with keys .*, got 1 of them after 'block2b_': give"
+    other = nn.Sequential(net[3], attzoo.create("se", 7, backend="torch"))
+    with pytest.raises(ValueError, match=message):
+        attzoo.load_weights(other, {v.path: v for v in plain.weights}, source="keras")

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from aotinductor import compiled_package, needs_aotinductor
 from residual import trained
 from samples import NET, SAMPLES, Sample
 from samples import network as network_of_samples
@@ -84,9 +85,30 @@ def test_traced_unet_equals_the_unet_at_other_sizes():
     assert_same_at_other_sizes(lambda *xs: traced(*xs).numpy(), net, make_inputs)
 
 
+def free_sizes(xs):
+    """Return dynamic shapes for torch.export: the batch and spatial axes of all inputs."""
+    return tuple(dict.fromkeys((0, *range(2, x.ndim)), Dim.DYNAMIC) for x in xs)
+
+
+@pytest.mark.one_of_each(first=True)
+@needs_aotinductor
+@pytest.mark.parametrize("subject", [*SAMPLES, "unet", "attached"])
+def test_program_of_aotinductor_equals_the_network(subject, tmp_path):
+    """A compilation takes 5 to 35 s."""
+    sample = SAMPLES.get(subject)
+    make, make_inputs = SUBJECTS.get(subject) or (
+        lambda: sample.create("torch").eval(), lambda increase=0: inputs(sample, increase))
+    net, xs = make(), make_inputs()
+    with torch.no_grad():
+        program = torch.export.export(net, xs, dynamic_shapes=free_sizes(xs))
+        compiled = compiled_package(program, tmp_path)
+    assert_same_at_other_sizes(lambda *xs: compiled(*xs).numpy(), net, make_inputs)
+    torch.compiler.reset()
+
+
 @every_subject
 def test_dynamic_quantization_changes_only_linear_layers(subject):
-    """Only layers that are exactly nn.Linear are quantized, such as those of SE, channel attention and CBAM."""
+    """Only layers of class nn.Linear are quantized."""
     create_network, make_inputs = SUBJECTS[subject]
     net, xs = create_network(), make_inputs()
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})

@@ -108,7 +108,8 @@ def test_device_and_dtype_are_keyword_only():
 def test_device_and_dtype_work_with_variants_and_default_settings():
     for name in (*attzoo.names(), *attzoo.registry.NETWORKS):
         for variant in [*attzoo.registry.variants(name)][:2]:
-            required = {argument.name: 3 for argument in attzoo.info(name).arguments if argument.required}
+            card = attzoo.info(name)
+            required = {argument.name: card.at_least(3) for argument in card.arguments if argument.required}
             options = {"device": "meta", "dtype": torch.float16}
             block = attzoo.create(name, **required, backend="torch", variant=variant, **options)
             assert {(weight.device.type, weight.dtype) for weight in block.parameters()} == {("meta", torch.float16)}
@@ -136,8 +137,9 @@ def test_block_can_be_an_attention_layer_of_timm():
             return x + self.attention(self.conv(x))
 
     for name in (name for name in attzoo.names() if attzoo.info(name).residual):
-        net = Basic(8, attzoo.get(name, backend="torch"), device="cpu", dtype=torch.float64)
-        assert net(torch.ones(1, 8, 4, 4, dtype=torch.float64)).dtype == torch.float64
+        channels = attzoo.info(name).at_least(8)
+        net = Basic(channels, attzoo.get(name, backend="torch"), device="cpu", dtype=torch.float64)
+        assert net(torch.ones(1, channels, 4, 4, dtype=torch.float64)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("invalid", [torch.int64, torch.complex64, torch.float8_e4m3fn, "float32", np.float32])

@@ -60,7 +60,7 @@ def test_traced_block_accepts_shortcut_and_act(name):
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.block = nn.Conv2d(8, 8, 1), attzoo.create(name, 8, backend="torch")
+            self.conv, self.block = nn.Conv2d(8, 8, 1), attzoo.info(name).create(8, backend="torch")
 
         def forward(self, x):
             return self.block(self.conv(x), x, act="relu")

@@ -2,11 +2,11 @@
 
 import copy
 import gc
-import shutil
 import warnings
 
 import pytest
 import torch
+from aotinductor import compiled_package, needs_aotinductor
 from nets import create as create_net
 from nets import image
 from samples import SAMPLES, pooling_blocks
@@ -20,7 +20,6 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import attzoo
-from attzoo.contract import is_older
 from attzoo.ops import torch as ops
 
 POOLING = pooling_blocks()
@@ -70,7 +69,7 @@ GRAPHS = {
 @pooling_blocks
 def test_graph_in_half_precision_computes_averages_without_overflow(name, exporter):
     """The sum of 256 x 256 ones, 65536, exceeds the maximum of float16."""
-    block, x = attzoo.create(name, 4, backend="torch").eval().requires_grad_(False), torch.ones(1, 4, 256, 256)
+    block, x = attzoo.info(name).create(4, backend="torch").eval().requires_grad_(False), torch.ones(1, 4, 256, 256)
     for dtype in (torch.float32, torch.float64):
         graph = GRAPHS[exporter](copy.deepcopy(block).to(dtype), x.to(dtype))
         assert_close(graph.half()(x.half()).float(), block(x), rtol=5e-3, atol=1e-3)
@@ -89,7 +88,7 @@ def test_traced_unet_works_in_half_precision():
 
 @pooling_blocks
 def test_compiled_graph_contains_a_mean(name):
-    block = attzoo.create(name, 4, backend="torch").eval()
+    block = attzoo.info(name).create(4, backend="torch").eval()
     nodes = captured(block, torch.ones(1, 4, 6, 5)).graph.nodes
     names = {str(getattr(node.target, "__name__", node.target)) for node in nodes}
     assert "mean" in names
@@ -100,11 +99,11 @@ def test_compiled_graph_contains_a_mean(name):
 def test_onnx_model_contains_a_mean(tmp_path):
     import onnx
 
-    block = nn.Sequential(*(attzoo.create(name, 4, backend="torch") for name in POOLING)).eval()
+    block = nn.Sequential(*(attzoo.info(name).create(4, backend="torch") for name in POOLING)).eval()
     torch.onnx.export(block, (torch.ones(1, 4, 6, 5),), tmp_path / "block.onnx", dynamo=True, verbose=False)
     operators = [node.op_type for node in onnx.load(tmp_path / "block.onnx").graph.node]
     means = sum(len(attzoo.info(name).attends_to) for name in POOLING)   # over space, and CBAM's over channels
-    assert operators.count("ReduceMean") == means
+    assert operators.count("ReduceMean") >= means   # EMA has further ones, over single axes
     assert "ReduceSum" not in operators
 
 
@@ -163,18 +162,11 @@ def test_exported_pooling_has_no_ceil_mode():
 
 
 @pytest.mark.case72
-@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs g++ on a CPU")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # inside torch
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch
+@needs_aotinductor
 def test_pooling_compiled_by_aotinductor_is_right_at_every_size(tmp_path):
-    if is_older(torch.__version__, "2.11"):
-        pytest.skip("needs the AOTInductor API of torch 2.11")
     pools, example = Pools((2, 2)), images((32, 48))
     program = torch.export.export(pools, example, dynamic_shapes=dynamic_sizes(*example))
-    fast_build = {"aot_inductor.debug_compile": True}   # the C++ compiler does not optimize
-    package = str(tmp_path / "pools.pt2")
-    path = torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=fast_build)
-    compiled = torch._inductor.aoti_load_package(path)
+    compiled = compiled_package(program, tmp_path)
     for size in ((32, 48), (33, 47), (31, 50), (64, 33), (2, 3)):
         assert torch.equal(compiled(*images(size))[0], pools(*images(size))[0])
 

@@ -26,7 +26,7 @@ SINGLE = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
 @pytest.mark.parametrize("name", SINGLE)
 def test_identity_keeps_outputs_and_names(name):
     plain = network()
-    net, report = attached(name, example=X)
+    net, report = attached(name, example=X, **attzoo.info(name).assumed(8))
     assert torch.equal(net(X), plain(X))
     added = set(net.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(net.state_dict())
@@ -42,7 +42,7 @@ def test_identity_keeps_outputs_and_names(name):
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_default_computes_the_block_of_the_output(name):
-    net, _ = attached(name, start="default")
+    net, _ = attached(name, start="default", **attzoo.info(name).assumed(8))
     outputs = {}
     plain = network()
     plain.bn2.register_forward_hook(lambda module, args, output: outputs.update(plain=output))
@@ -371,9 +371,32 @@ def test_attached_blocks_can_be_exchanged():
     net, _ = attached("cbam")
     attzoo.swap(net, "se", where=attzoo.get("cbam", backend="torch"))
     assert net.bn2.attention.block.spec == attzoo.create("se", 8, backend="numpy")
-    attzoo.swap(net, "eca", where="bn2.attention", example=X)
+    attzoo.swap(net, "eca", where="bn2.attention")
     (place,) = attzoo.detach(net)
     assert place.block == "eca"
+
+
+def test_swapped_blocks_keep_their_start():
+    plain, net = network(), trained("cbam")
+    (place,) = attzoo.swap(net, "eca", where="bn2.attention")
+    assert (place.path, place.parameters) == ("bn2.attention", 1 + 3)
+    assert net.bn2.attention.gamma.item() == 0
+    assert torch.equal(net(X), plain(X))
+    net, _ = attached("cbam", start="default")
+    attzoo.swap(net, "eca", where="bn2.attention", kernel_size=3)
+    assert type(net.bn2.attention) is attzoo.get("eca", backend="torch")
+
+
+def test_a_block_with_an_array_named_gamma_is_not_attached_with_identity(monkeypatch):
+    cls = attzoo.get("eca", backend="torch")
+    spec = attzoo.create("eca", 8, backend="numpy")
+    monkeypatch.setattr(type(spec), "weights", {**spec.weights, "gamma": spec.weights["conv.weight"]})
+    monkeypatch.setattr(cls, "reset_parameters", lambda self: None)
+    net = network()
+    with pytest.raises(ValueError, match=r"expected no array gamma .* got one of ECA at 'bn2\.attention"):
+        attzoo.attach(net, "eca", after="bn2", start="identity")
+    assert not hasattr(net.bn2, "attention")
+    attzoo.attach(net, "eca", after="bn2")
 
 
 def test_detach_keeps_blocks_that_attach_did_not_add():

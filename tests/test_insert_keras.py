@@ -5,6 +5,7 @@ from importlib import import_module
 import keras
 import numpy as np
 import pytest
+from litert import litert_output
 
 import attzoo
 
@@ -40,7 +41,7 @@ def output(model):
 @pytest.mark.parametrize("name", SINGLE)
 def test_identity_keeps_outputs(name):
     model = network()
-    report = attzoo.attach(model, name, after="stem", start="identity")
+    report = attzoo.attach(model, name, after="stem", start="identity", **attzoo.info(name).assumed(4))
     np.testing.assert_array_equal(output(report.model), output(model))
     assert report.model is not model
     assert len(report.model.layers) == len(model.layers) + 1
@@ -54,7 +55,7 @@ def test_identity_keeps_outputs(name):
 @pytest.mark.parametrize("name", SINGLE)
 def test_default_computes_the_block_of_the_output(name):
     model = network()
-    attached_model = attzoo.attach(model, name, after="last").model
+    attached_model = attzoo.attach(model, name, after="last", **attzoo.info(name).assumed(4)).model
     block = attached_model.get_layer("last_attention").block
     model_before = keras.Model(model.inputs[0], [model.get_layer("last").output, model.get_layer("sum").input[0]])
     last, x = model_before(X)
@@ -105,8 +106,9 @@ def test_attention_maps_see_attached_blocks():
     attached_model = attzoo.attach(network(), "cbam", after="inner.conv", start="identity").model
     with attzoo.attention_maps(attached_model) as maps:
         attached_model(X)
-    assert {path.rpartition(".")[2]: array.shape for path, array in maps.items()} == {
-        "channel": (2, 4, 1, 1), "spatial": (2, 1, 8, 7)}   # fmt: skip
+    path = "inner.conv_attention.block"   # does not depend on other models in the process
+    assert {name: array.shape for name, array in maps.items()} == {
+        f"{path}.channel": (2, 4, 1, 1), f"{path}.spatial": (2, 1, 8, 7)}   # fmt: skip
 
 
 def test_a_sequential_model_becomes_a_functional_one():
@@ -213,7 +215,7 @@ def test_lookup_layers_keep_their_vocabulary(create_layer):
 def test_layers_that_compute_with_other_arrays_than_their_weights():
     norm = keras.layers.Normalization()
     norm.adapt(3 * X + 1)
-    model = chain(norm, keras.layers.Lambda(lambda x: 2 * x), keras.layers.Conv2D(4, 1, name="conv"))
+    model = chain(norm, keras.layers.Lambda(lambda x: keras.ops.abs(x)), keras.layers.Conv2D(4, 1, name="conv"))
     attached_model = attzoo.attach(model, "se", after="conv", start="identity").model
     np.testing.assert_array_equal(output(attached_model), output(model))
 
@@ -385,6 +387,139 @@ def test_attention_of_another_function_gets_initial_weights(act, layers_before):
     squared = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, inputs]))
     with pytest.raises(ValueError, match="expected a block of attzoo at 'product', got Multiply"):
         attzoo.swap(squared, "se", where="product")
+
+
+def mobilenet():
+    """Return a small MobileNetV3 of keras.applications for images of 32 x 32."""
+    keras.utils.set_random_seed(0)
+    options = {"alpha": 0.35, "classes": 3, "include_preprocessing": False, "weights": None}
+    return keras.applications.MobileNetV3Small((32, 32, 3), **options)
+
+
+def test_blocks_in_mobilenet_are_trained_saved_and_mapped(tmp_path):
+    model, images = mobilenet(), RNG.normal(size=(2, 32, 32, 3)).astype("float32")
+    report = attzoo.attach(model, "cbam", after="residual", start="identity")
+    net = report.model
+    np.testing.assert_array_equal(np.asarray(net(images)), np.asarray(model(images)))
+    net.compile(keras.optimizers.SGD(0.01), "mse", run_eagerly=True)   # compilation takes longer
+    net.fit(images, np.zeros((2, 3)), verbose=0)
+    assert all(np.asarray(net.get_layer(place.path).gamma).item() != 0 for place in report)
+    net.save(tmp_path / "net.keras")
+    loaded = keras.models.load_model(tmp_path / "net.keras")
+    with attzoo.attention_maps(loaded) as maps:
+        np.testing.assert_array_equal(np.asarray(loaded(images)), np.asarray(net(images)))
+    assert len(maps) == 2 * len(report)
+
+
+def trained():
+    """Return a model with an attached CBAM whose gamma is 0.5."""
+    net = attzoo.attach(network(), "cbam", after="inner.bn", start="identity").model
+    net.get_layer("inner").get_layer("bn_attention").gamma.assign([0.5])
+    return net
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a format of TensorFlow")
+def test_saved_model_and_litert_model_of_an_attached_block_equal_the_model(tmp_path):
+    import tensorflow as tf
+
+    net = trained()
+    net.export(tmp_path / "net", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "net")
+    for x in (X, X[:1]):
+        got = np.asarray(exported.serve(x))
+        np.testing.assert_allclose(got, np.asarray(net(x)), rtol=1e-4, atol=1e-6)
+    inputs = keras.Input(X.shape[1:], 1)
+    fixed = keras.Model(inputs, net(inputs))
+    np.testing.assert_allclose(litert_output(fixed, [X[:1]], tmp_path), np.asarray(net(X[:1])), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")   # of other layers
+def test_quantized_attached_block_can_be_saved_and_loaded(tmp_path):
+    net = trained()
+    before = output(net)
+    net.quantize("int8")
+    after = output(net)
+    assert 0 < abs(after - before).max() < 0.5 * np.ptp(before)
+    block = net.get_layer("inner").get_layer("bn_attention").block
+    assert block.channel.squeeze.quantization_mode == "int8"
+    net.save(tmp_path / "net.keras")
+    np.testing.assert_array_equal(output(keras.models.load_model(tmp_path / "net.keras")), after)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Keras needs tf2onnx except on torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*treespec.*:FutureWarning")   # inside torch.onnx
+def test_attached_model_exported_to_onnx_equals_the_model(tmp_path):
+    """tests/test_keras_backends.py runs this on torch."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net = attzoo.attach(network(), "cbam", after="inner.bn").model
+    expected = output(net)   # Keras exports only models that have been called
+    net.export(tmp_path / "net.onnx", format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: X})
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def keras_se(x, layers, name, mean=lambda x: keras.ops.mean(x, (1, 2), keepdims=True)):
+    """Return the output of an SE of two layers with the names of keras.applications."""
+    squeeze, excite = layers
+    return keras.layers.Multiply(name=name)([x, excite(squeeze(mean(x)))])
+
+
+def se_layers(prefix="", **options):
+    """Return the two layers of an SE of 4 channels; the options are those of the first."""
+    squeeze = keras.layers.Conv2D(2, 1, activation="relu", name=f"{prefix}se_reduce", **options)
+    return squeeze, keras.layers.Conv2D(4, 1, activation="sigmoid", name=f"{prefix}se_expand")
+
+
+@pytest.mark.parametrize("setting", ["kernel_regularizer", "bias_regularizer", "activity_regularizer",
+                                     "kernel_constraint", "bias_constraint"])   # fmt: skip
+def test_settings_that_a_block_would_lose_raise(setting):
+    inputs = keras.Input((8, 7, 4))
+    layers = se_layers(**{setting: keras.regularizers.L2(0.1) if "regu" in setting else keras.constraints.NonNeg()})
+    model = keras.Model(inputs, keras_se(inputs, layers, "se_excite"))
+    with pytest.raises(ValueError, match=f"got 'se_reduce' with {setting}: set {setting} of the layer to None first"):
+        attzoo.swap(model, "se", where="se_excite")
+    setattr(layers[0], setting, None)
+    assert [place.weights for place in attzoo.swap(model, "se", where="se_excite")] == ["Keras"]
+
+
+def test_attention_of_which_one_layer_is_frozen_raises():
+    inputs, layers = keras.Input((8, 7, 4)), se_layers()
+    model = keras.Model(inputs, keras_se(inputs, layers, "se_excite"))
+    layers[0].trainable = False
+    with pytest.raises(ValueError, match=r"'se_reduce' with trainable=False and 'se_expand' with .*: give trainable="):
+        attzoo.swap(model, "se", where="se_excite")
+    report = attzoo.swap(model, "se", where="se_excite", trainable=False)
+    assert ([place.weights for place in report], report.parameters) == (["Keras"], 0)
+
+
+def test_layers_that_several_positions_share_raise():
+    x = inputs = keras.Input((8, 7, 4))
+    layers = se_layers()
+    for name in ("a_se_excite", "b_se_excite"):
+        x = keras_se(x, layers, name)
+    model = keras.Model(inputs, x)
+    for where, used in (("*_se_excite", "in 'a_se_excite' and 'b_se_excite'"), ("a_se_excite", "elsewhere too")):
+        with pytest.raises(ValueError, match=f"used by one attention only, got 'se_reduce', used {used}: call one blo"):
+            attzoo.swap(model, "se", where=where)
+    assert len(attzoo.swap(model, "eca", where="*_se_excite")) == 2   # initial weights: nothing is shared
+
+
+def test_attention_with_a_lambda_layer_gets_its_weights():
+    inputs = keras.Input((8, 7, 4))
+    mean = keras.layers.Lambda(lambda x: keras.ops.mean(x, (1, 2), keepdims=True))
+    model = keras.Model(inputs, keras_se(inputs, se_layers(), "se_excite", mean))
+    report = attzoo.swap(model, "se", where="se_excite")
+    assert [place.weights for place in report] == ["Keras"]
+    images = RNG.normal(size=(2, 8, 7, 4)).astype("float32")
+    np.testing.assert_allclose(np.asarray(report.model(images)), np.asarray(model(images)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_with_an_array_named_gamma_is_not_attached_with_identity(monkeypatch):
+    spec = attzoo.create("eca", 4, backend="numpy")
+    monkeypatch.setattr(type(spec), "weights", {**spec.weights, "gamma": spec.weights["conv.weight"]})
+    with pytest.raises(ValueError, match=r"expected no array gamma .* got one of ECA at 'stem_attention"):
+        attzoo.attach(network(), "eca", after="stem", start="identity")
 
 
 def test_attention_of_one_layer_gets_initial_weights():

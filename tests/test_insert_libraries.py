@@ -3,6 +3,7 @@
 timm and torchvision are not in the extra `dev`; benchmarks.peers.INSTALL has the command that installs them.
 """
 
+import onnxruntime
 import pytest
 import torch
 from libraries import X, library, network
@@ -228,6 +229,18 @@ def test_frozen_attention_stays_frozen():
         "squeeze.weight": False, "squeeze.bias": False, "excite.weight": True, "excite.bias": True}   # fmt: skip
 
 
+def test_modules_that_share_parameters_are_refused():
+    net = torchvision_attention()
+    net.append(library("torchvision.ops.misc").SqueezeExcitation(8, 8))
+    net[2].fc1 = net[1].fc1
+    with pytest.raises(ValueError, match=r"expected '1' with parameters of its own, got one that is also '2\.fc1"):
+        attzoo.swap(net, "se", where="1")
+    assert type(net[1]).__name__ == "SqueezeExcitation"
+    net[2] = net[1]
+    assert len(attzoo.swap(net, "se", where="1")) == 1
+    assert net[1] is net[2]
+
+
 def test_modules_that_cannot_be_exchanged_are_refused():
     net = torchvision_attention()
     attzoo.attach(net, "eca", after="1", example=X, kernel_size=3)
@@ -284,6 +297,59 @@ def test_gates_in_a_monai_unet_change_only_the_skip():
     for channels, y in channels_and_outputs:
         assert (y[:, :channels] == 0).all()
         assert (y[:, channels:] != 0).any()
+
+
+NETWORKS = {   # id -> function that creates the network, an input, block, arguments of attach
+    "UNet of MONAI": (lambda: unet(), X[:, :1, ::2, ::2], "attention_gate", "skips"),
+    "resnet50 of torchvision": (lambda: library("torchvision.models").resnet50(num_classes=3), X, "cbam", "residual"),
+    "EfficientNet of timm": (
+        lambda: library("timm").create_model("efficientnet_b0", num_classes=3), X, "eca", "residual"),
+}
+
+
+def trained_for_two_steps(net, images):
+    """Train a network in place, and return it in evaluation mode."""
+    optimizer = torch.optim.SGD(net.train().parameters(), 0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(images).square().mean().backward()
+        optimizer.step()
+    return net.eval()
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch.onnx
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|torch.onnx|treespec).*:DeprecationWarning")
+@pytest.mark.one_of_each(first=True)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_blocks_in_known_networks_are_trained_saved_exported_and_mapped(name, tmp_path):
+    """The exporter takes 30 s for the larger networks."""
+    make, images, block, after = NETWORKS[name]
+    nets = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        nets.append(make().eval())
+    output_before = nets[0](images)
+    for net in nets:
+        report = attzoo.attach(net, block, after=after, start="identity", example=images[:1])
+    assert torch.equal(nets[0](images), output_before)
+    net = trained_for_two_steps(nets[0], images)
+    gammas = [net.get_submodule(place.path).gamma.item() for place in report]
+    assert all(gammas)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    attzoo.save(net, tmp_path / "blocks.safetensors")
+    nets[1].load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    attzoo.load_weights(nets[2], tmp_path / "blocks.safetensors")
+    with torch.no_grad(), attzoo.attention_maps(net) as maps:
+        expected = net(images)
+    assert not torch.allclose(expected, output_before)
+    assert torch.equal(nets[1](images), expected)
+    assert [nets[2].get_submodule(place.path).gamma.item() for place in report] == gammas
+    assert len(maps) == len(report) * len(attzoo.info(block).attends_to)
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(net, (images,), file, dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    (got,) = session.run(None, {session.get_inputs()[0].name: images[:1].numpy()})
+    assert_close(torch.from_numpy(got), expected[:1], rtol=1e-3, atol=1e-4)
 
 
 def test_a_gate_needs_an_example_to_know_the_gating_signal():

@@ -18,6 +18,7 @@ FILES = {   # file -> -k expression that selects its tests
     "test_equivalence.py": "test_outputs or test_gradients or test_training or test_specials or keras",
     "test_values.py": f"keras and ({VALUES})",
     "test_ops.py": "linear or nearest_resize or batch_norm",
+    "test_insert_keras.py": "exported_to_onnx or the_residual_branch_is_found",
     "test_keras.py": "loaded_model or sequential_model_learns",
     "test_keras_symbolic.py": "saved",
     "test_maps.py": "models_without_blocks or keras_block_in_a_torch_model",

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from samples import fill_zeros
+from samples import SAMPLES, Sample
+from targets import without_matrices
 
 import attzoo
 import attzoo.keras  # triton before TensorFlow
@@ -48,18 +49,22 @@ def test_quantized_unet_can_be_saved_and_loaded(tmp_path):
     assert {"encoder_0_block/squeeze", "skip_0/psi", "head"} <= dtypes[0].keys()
 
 
-@pytest.mark.parametrize(("name", "args", "shapes", "mode", "quantized"), [
-    ("se", (8, 2), [(6, 5, 8)], "int8", "its model"),
-    ("se", (8, 2), [(6, 5, 8)], "int4", "the block"),
-    ("cbam", (8, 2), [(6, 5, 8)], "int8", "the block"),
-    ("channel_attention", (8, 2), [(7, 8)], "float8", "its model"),
-    ("channel_attention", (8, 2), [(7, 8)], "int8", "its model"),
-    ("attention_gate", (4, 3), [(6, 5, 4), (2, 3, 3)], "int8", "its model"),
-    ("ese", (8,), [(6, 5, 8)], "int8", "its model"),
-    ("gc", (8,), [(6, 5, 8)], "int8", "its model"),
-])
-def test_quantized_block_can_be_saved_and_loaded(name, args, shapes, mode, quantized, tmp_path):
-    block = fill_zeros(attzoo.create(name, *args, backend="keras"))
+WITHOUT_MATRICES = without_matrices("keras")
+CASES = [(name, SAMPLES[name], "int8", "its model") for name in attzoo.names() if name not in WITHOUT_MATRICES]
+CASES += [
+    ("se", Sample("se", {"channels": 8, "reduction": 2}, ((2, 8, 6, 5),)), "int4", "the block"),
+    ("cbam", SAMPLES["cbam"], "int8", "the block"),
+    ("channel_attention", Sample("channel_attention", {"channels": 8, "reduction": 2}, ((2, 8, 7),)), "float8",
+     "its model"),
+]
+
+
+@pytest.mark.parametrize(("name", "sample", "mode", "quantized"), CASES)
+def test_quantized_block_can_be_saved_and_loaded(name, sample, mode, quantized, tmp_path):
+    block, rng = sample.create("keras"), np.random.default_rng(0)
+    attzoo.load_weights(block, {name: rng.uniform(0.05, 0.2, w.shape).astype(np.float32)   # no unit is 0 or saturated
+                                for name, w in block.spec.weights.items()})   # fmt: skip
+    shapes = [(*space, channels) for _, channels, *space in sample.shapes]
     model = model_of(block, *shapes)
     inputs = [random_input(2, *shape) for shape in shapes]
     inputs = inputs if len(inputs) > 1 else inputs[0]
@@ -109,9 +114,6 @@ def test_dtype_policy_map_is_preserved_by_saving(tmp_path):
     np.testing.assert_array_equal(np.asarray(saved_and_loaded(model, tmp_path)(random_input(2, 6, 5, 8))), after)
 
 
-WITHOUT_MATRICES = [
-    name for name in attzoo.names() if not any(len(w.shape) == 2 for w in attzoo.info(name).weights(8).values())
-]
 
 
 @pytest.mark.parametrize("dtype", [None, "float16", "mixed_bfloat16"])

@@ -12,13 +12,14 @@ from test_keras import (
     array,
     inputs,
     layouts,
-    randomize_statistics,
+    randomize,
     relative_error,
     tensorflow_only,
     to_layout,
 )
 
 import attzoo
+from attzoo.contract import by_name
 from attzoo.ops.keras import keras
 
 every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
@@ -29,14 +30,17 @@ def model_with_attention(sample, layout=LAST, fixed_sizes=False, **kwargs):
     shapes = [to_layout(s if fixed_sizes else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
     tensors = [keras.Input(shape) for shape in shapes]
     block = sample.create("keras", data_format=layout, **kwargs)
-    model = keras.Model(tensors, [block(*tensors), block.attention(*tensors)])
-    return model, randomize_statistics(block)
+    coefficients = block.attention(*tensors)   # first, as Keras 3.15 raises if a later call has more outputs
+    model = keras.Model(tensors, [block(*tensors), *by_name(coefficients).values()])
+    return model, randomize(block)
 
 
 def assert_equals_block(model, block, xs):
     """Assert that a model has the output and the coefficients of a block."""
-    y, coefficients = model(xs)
-    np.testing.assert_array_equal(array(coefficients), array(block.attention(*map(keras.ops.convert_to_tensor, xs))))
+    y, *coefficients = model(xs)
+    expected = by_name(block.attention(*map(keras.ops.convert_to_tensor, xs)))
+    for got, tensor in zip(coefficients, expected.values(), strict=True):
+        np.testing.assert_array_equal(array(got), array(tensor))
     np.testing.assert_array_equal(array(y), array(block(*map(keras.ops.convert_to_tensor, xs))))
 
 
@@ -47,8 +51,9 @@ def test_functional_model_with_attention_equals_the_block(sample):
     for increase in (0, 1):
         assert_equals_block(model, block, inputs(sample, layout, increase=increase))
     assert len(model.weights) == len(block.weights)
-    shape = model_with_attention(sample, layout, fixed_sizes=True)[0].outputs[1].shape
-    assert shape[1:] == block.attention(*inputs(sample, layout)).shape[1:]
+    outputs = model_with_attention(sample, layout, fixed_sizes=True)[0].outputs[1:]
+    coefficients = by_name(block.attention(*inputs(sample, layout))).values()
+    assert [tensor.shape[1:] for tensor in outputs] == [tensor.shape[1:] for tensor in coefficients]
 
 
 @every_sample
@@ -72,7 +77,7 @@ def test_attention_accepts_keyword_arguments(tmp_path):
     x1, x2, g = keras.Input((4, 5, 8)), keras.Input((4, 5, 8)), keras.Input((2, 3, 6))
     coefficients = gate.attention(x1, g=g), gate.attention(x=x2, g=g, training=False)
     model = keras.Model([x1, x2, g], [*coefficients, se.attention(x1), se.attention(x2)])
-    randomize_statistics(gate)
+    randomize(gate)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     rng = np.random.default_rng(0)
@@ -158,11 +163,12 @@ VARIABLES = dict(variables())
 @layouts
 @every_sample
 def test_block_accepts_variables(sample, layout, kind):
-    block, xs = randomize_statistics(sample.create("keras", data_format=layout)), inputs(sample, layout)
+    block, xs = randomize(sample.create("keras", data_format=layout)), inputs(sample, layout)
     variables = [VARIABLES[kind](x) for x in xs]
     np.testing.assert_array_equal(array(block(*variables)), array(block(*xs)))
-    expected = block.attention(*map(keras.ops.convert_to_tensor, xs))
-    np.testing.assert_array_equal(array(block.attention(*variables)), array(expected))
+    expected = by_name(block.attention(*map(keras.ops.convert_to_tensor, xs)))
+    for name, tensor in by_name(block.attention(*variables)).items():
+        np.testing.assert_array_equal(array(tensor), array(expected[name]))
 
 
 @tensorflow_only
@@ -170,7 +176,7 @@ def test_block_accepts_variables(sample, layout, kind):
 def test_gradients_of_variables_equal_those_of_tensors(sample):
     import tensorflow as tf
 
-    block = randomize_statistics(sample.create("keras"))
+    block = randomize(sample.create("keras"))
     xs = [tf.Variable(x) for x in inputs(sample)]
     tensors = [tf.convert_to_tensor(x) for x in inputs(sample)]
     gradients = []

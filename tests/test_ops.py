@@ -294,6 +294,22 @@ def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, 
 
 
 @cheap
+@given(spaces, layouts)
+def test_split_axes_reverses_the_concatenation_of_axis_means(space, channels_last):
+    x = random_array(2, 3, *space)
+    axes = range(len(space))
+    expected = [x.mean(tuple(2 + a for a in axes if a != axis), keepdims=True) for axis in axes]
+    in_layout = keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1) if channels_last else x)
+    parts = keras_ops.split_axes(keras_ops.axis_means(in_layout, channels_last), in_layout, channels_last)
+    got = [np.moveaxis(keras_ops.ops.convert_to_numpy(part), -1, 1) for part in parts]
+    tensor = torch.from_numpy(x)
+    in_torch = torch_ops.split_axes(torch_ops.axis_means(tensor), tensor)
+    for results in (ops.split_axes(ops.axis_means(x), x), in_torch, got):
+        for result, part in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result, part, rtol=1e-12, atol=1e-14)
+
+
+@cheap
 @given(spaces, st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
 def test_group_norm_has_mean_0_and_variance_1_over_each_group_before_weight_and_bias(space, sizes):
     """sizes: number of groups, and channels of each."""
@@ -336,6 +352,45 @@ def test_channel_shuffle_interleaves_the_groups(space, channels_last, sizes):
 
 
 @cheap
+@given(spaces, layouts, st.sampled_from([(1, 3), (2, 3), (3, 1)]))
+def test_groups_of_channels_become_samples_and_channels_again(space, channels_last, sizes):
+    """sizes: number of groups, and channels of each."""
+    groups, size = sizes
+    x = random_array(2, groups * size, *space)
+    expected = np.stack([x[n, g * size : (g + 1) * size] for n in range(2) for g in range(groups)])
+    repeated = np.stack([x[:, c] for c in range(groups * size) for _ in range(3)], axis=1)
+    last = keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1) if channels_last else x)
+    folded = keras_ops.fold_groups(last, groups, channels_last)   # channels last
+    in_keras_last = (folded, keras_ops.unfold_groups(folded, groups),
+                     keras_ops.repeat_channels(keras_ops.to_last(last, channels_last), 3))   # fmt: skip
+    tensor = torch.from_numpy(x)
+    for results in (
+        (ops.fold_groups(x, groups), ops.unfold_groups(expected, groups), ops.repeat_channels(x, 3)),
+        (torch_ops.fold_groups(tensor, groups), torch_ops.unfold_groups(torch.from_numpy(expected), groups),
+         torch_ops.repeat_channels(tensor, 3)),
+        [np.moveaxis(keras_ops.ops.convert_to_numpy(y), -1, 1) for y in in_keras_last],
+    ):   # fmt: skip
+        for result, array in zip(results, (expected, x, repeated), strict=True):
+            np.testing.assert_array_equal(result, array)
+
+
+@cheap
+@given(spaces)
+def test_weighted_sum_with_a_softmax_is_a_mean_over_channels(space):
+    x, s = random_array(2, 4, *space), random_array(2, 4, seed=1)
+    p, expected = np.empty((2, 4)), np.zeros((2, 1, *space))
+    for n in range(2):
+        p[n] = [np.exp(v) / sum(map(np.exp, s[n])) for v in s[n]]
+        expected[n, 0] = sum(p[n, c] * x[n, c] for c in range(4))
+    softmax = keras_ops.ops.convert_to_numpy(keras_ops.channel_softmax(keras_ops.ops.convert_to_tensor(s)))
+    for result in (ops.channel_softmax(s), in_torch(torch_ops.channel_softmax, s), softmax):
+        np.testing.assert_allclose(result, p, rtol=1e-12)
+    got = in_keras(lambda x: keras_ops.weighted_sum(x, keras_ops.ops.convert_to_tensor(p)), x)
+    for result in (ops.weighted_sum(x, p), in_torch(torch_ops.weighted_sum, x, p), got):
+        np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
+
+
+@cheap
 @given(shapes)
 def test_linear_is_a_matrix_product_at_every_position(space):
     x, weight, bias = random_array(2, 3, *space), random_array(4, 3, seed=1), random_array(4, seed=2)
@@ -347,8 +402,13 @@ def test_linear_is_a_matrix_product_at_every_position(space):
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
     numbers = ops.linear(x, {"map.weight": weight, "map.bias": bias}, "map")
-    for result in (numbers, in_torch(layer, x)):
-        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
+    single = torch_ops.Linear(3, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        single.weight.copy_(torch.from_numpy(weight[:1]))
+    without_bias = expected[:, :1] - bias[0]
+    results = (numbers, expected), (in_torch(layer, x), expected), (in_torch(single, x), without_bias)
+    for result, correct in results:
+        np.testing.assert_allclose(result, correct, rtol=1e-12, atol=1e-13)
 
 
 @cheap
@@ -563,3 +623,74 @@ def test_keras_conv_and_batch_norm_equal_those_of_torch():
         getattr(layer, name).assign(array)
     expected = norm.eval()(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(np.moveaxis(on_keras_tensors(layer, np.moveaxis(x, 1, -1)), -1, 1), expected, atol=1e-6)
+
+
+@given(spaces, layouts, st.data())
+def test_mean_and_max_are_those_over_one_axis_with_channels_in_its_place(space, channels_last, data):
+    x, axis = random_array(2, 3, *space), data.draw(st.integers(1, 1 + len(space)))
+    maps = (3, *space)[:axis - 1] + (3, *space)[axis:]   # the sizes of C and *S without that of the axis
+    expected = np.empty((2, 2, *maps))
+    for n, *i in np.ndindex(2, *maps):
+        values = [x[(n, *i[:axis - 1], j, *i[axis - 1:])] for j in range(x.shape[axis])]
+        expected[(n, slice(None), *i)] = sum(values) / len(values), max(values)
+    expected = expected if axis == 1 else np.moveaxis(expected, 2, axis)   # the channels, in the place of the axis
+    got = keras_ops.mean_and_max(np.moveaxis(x, 1, -1) if channels_last else x, axis, channels_last)
+    got = np.moveaxis(keras_ops.ops.convert_to_numpy(got), -1, 1)
+    for result in (ops.mean_and_max(x, axis), in_torch(lambda x: torch_ops.mean_and_max(x, axis), x), got):
+        np.testing.assert_allclose(result, expected, rtol=1e-13, atol=1e-15)
+
+
+@given(spaces, layouts, st.booleans())
+def test_relative_deviation_is_the_square_divided_by_the_variance(space, channels_last, unbiased):
+    x = random_array(2, 3, *space)
+    expected = np.empty_like(x)
+    for n, c in np.ndindex(2, 3):
+        values = [x[(n, c, *i)] for i in np.ndindex(space)]
+        center, count = sum(values) / len(values), len(values)
+        squares = sum((value - center) ** 2 for value in values)
+        variance = squares / (count - 1 if unbiased and count > 1 else count)
+        expected[n, c] = (x[n, c] - center) ** 2 / (variance + 0.1)
+    got = in_keras(lambda x: keras_ops.relative_deviation(x, 0.1, unbiased, channels_last), x,
+                   channels_last=channels_last)   # fmt: skip
+    in_pytorch = in_torch(lambda x: torch_ops.relative_deviation(x, 0.1, unbiased), x)
+    for result in (ops.relative_deviation(x, 0.1, unbiased), in_pytorch, got):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.case35
+def test_relative_deviation_of_float16_does_not_overflow_and_keeps_the_dtype():
+    """Squares of +-1000 are 10^6 and equal the variance."""
+    x = np.array([1000, -1000] * 50, np.float16).reshape(1, 1, 100)
+    got = in_torch(lambda x: torch_ops.relative_deviation(x, 1e-4, unbiased=False), x)
+    in_keras_ = in_keras(lambda x: keras_ops.relative_deviation(x, 1e-4, unbiased=False, channels_last=False), x,
+                         channels_last=False)   # fmt: skip
+    for result in (got, in_keras_):
+        assert result.dtype == np.float16
+        np.testing.assert_allclose(result, np.ones_like(x), rtol=1e-3)
+
+
+@given(sizes, st.booleans())
+def test_adaptive_avg_pool_equals_that_of_torch_and_its_form_for_graphs(pairs, deterministic):
+    x, size = image(pairs), tuple(new for _, new in pairs)
+    x.flat[0] = np.inf   # must not change windows that do not contain it
+    adaptive = {1: torch.nn.AdaptiveAvgPool1d, 2: torch.nn.AdaptiveAvgPool2d, 3: torch.nn.AdaptiveAvgPool3d}
+    expected = adaptive[len(size)](size)(torch.from_numpy(x)).numpy()
+    got = keras_ops.adaptive_avg_pool(keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1)), size)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        in_pytorch = torch_ops.adaptive_avg_pool(torch.from_numpy(x), size).numpy()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    in_keras_ = np.moveaxis(keras_ops.ops.convert_to_numpy(got), -1, 1)
+    for result in (ops.adaptive_avg_pool(x, size), in_pytorch, in_keras_):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.case35
+def test_adaptive_avg_pool_of_float16_accumulates_in_float32():
+    """The sum of 65,536 values of 100 is not finite in float16."""
+    x = np.full((1, 1, 256, 256), 100, np.float16)
+    in_keras_ = in_keras(lambda x: keras_ops.adaptive_avg_pool(x, 1), x)
+    for result in (in_torch(lambda x: torch_ops.adaptive_avg_pool(x, 1), x), in_keras_):
+        assert result.dtype == np.float16
+        np.testing.assert_array_equal(result, x[..., :1, :1])

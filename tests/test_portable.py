@@ -25,6 +25,8 @@ from torch import nn
 import attzoo
 from attzoo import header as headers
 from attzoo import portable
+from attzoo.train.settings import Settings
+from attzoo.train.state import State
 
 BACKENDS = ("torch", "keras")
 # test id -> block, arguments, shapes by canonical name
@@ -72,7 +74,7 @@ def path(tmp_path):
 def test_weights_have_canonical_names_and_shapes(key, backend):
     arrays = attzoo.weights(build(key, backend))
     assert {name: array.shape for name, array in arrays.items()} == WEIGHTS[key][2]
-    assert {array.dtype.name for array in arrays.values()} == {"float32"}
+    assert all(array.dtype.name == "float32" for array in arrays.values())
 
 
 @every_block
@@ -964,8 +966,17 @@ def test_files_of_other_programs_are_not_replaced(name, tmp_path):
     assert path.read_bytes() == b"other content"
 
 
+def test_state_of_a_training_run_is_not_replaced(tmp_path):
+    State(Settings()).save(tmp_path)
+    content = (path := tmp_path / "resume.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"a file of attzoo\.save at .*resume\.safetensors, got another file"):
+        attzoo.save(build("se", "torch"), path)
+    assert path.read_bytes() == content
+
+
 def test_files_of_save_and_empty_files_are_replaced(tmp_path):
     (path := tmp_path / "block").touch()
+    attzoo.save(torch.nn.Sequential(build("se", "torch"), torch.nn.ReLU()), path)
     for key in ("se", "eca"):
         attzoo.save(build(key, "torch"), path)
         assert type(attzoo.load(path, backend="torch")) is type(build(key, "torch"))

@@ -128,6 +128,8 @@ def test_pipes_and_devices_as_inputs_raise(network, data, tmp_path, name, is_sin
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=rf"cannot read .*: expected a regular file at {path}, got a pipe"):
         predict_files(network, path if is_single_file else path.parent, out)
+    with pytest.raises(ValueError, match=rf"cannot read .*: expected a regular file at {path}, got a pipe"):
+        maps_file(network, path, out)
     path.unlink()
     path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=rf"cannot read .*: expected a regular file at {path}, got a device"):

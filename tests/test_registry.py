@@ -13,9 +13,11 @@ from attzoo import registry
 from attzoo.testing import check_block
 
 BUILT_IN = list(registry.BLOCKS)
-ARGUMENTS = {
-    name: (32, *(16 for argument in attzoo.info(name).arguments if argument.channels_of)) for name in BUILT_IN
-}   # required
+CARDS = {name: attzoo.info(name) for name in BUILT_IN}
+ARGUMENTS = {   # required
+    name: (card.at_least(32), *(16 for argument in card.arguments if argument.channels_of))
+    for name, card in CARDS.items()
+}
 BACKENDS = ["numpy", "torch", "keras"]
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +122,7 @@ def derived_by(name, argument):
 def test_variant_has_the_same_spec_in_every_backend(name, variant):
     specs = [spec_of(attzoo.create(name, *ARGUMENTS[name], backend=backend, variant=variant)) for backend in BACKENDS]
     assert specs[0] == specs[1] == specs[2]
-    assert specs[0].channels == 32
+    assert specs[0].channels == ARGUMENTS[name][0]
     for argument, value in registry.variants(name)[variant].arguments.items():
         if derived_by(name, argument) in registry.variants(name)[variant].rules:   # replaced by its result
             continue

@@ -14,6 +14,7 @@ from strategies import unets
 import attzoo
 from attzoo import registry, testing
 from attzoo.adapters import adapter
+from attzoo.contract import by_name, join_path
 from attzoo.ops.keras import keras
 from attzoo.portable import load_weights, weights
 from attzoo.unet.spec import UNet
@@ -222,16 +223,19 @@ def test_image_of_invalid_shape_raises(backend, case, plain_pair):
 @pytest.mark.parametrize("block", [name for name in attzoo.names() if attzoo.info(name).residual])
 def test_every_block_on_skips_and_after_convolutions(block):
     """With options."""
-    choices = {"gate": "hard_sigmoid", "padding": "circular"}
-    options = {
-        argument.name: choices[argument.name] for argument in attzoo.info(block).arguments if argument.name in choices
-    }
+    choices, card = {"gate": "hard_sigmoid", "padding": "circular"}, attzoo.info(block)
+    options = {argument.name: choices[argument.name] for argument in card.arguments if argument.name in choices}
+    options |= card.assumed(SMALL["channels"][1])   # that accept the channels of every level
     arguments = {"skip": block, "skip_options": options, "block": block, "block_options": options}
     spec = UNet(**SMALL, **arguments)
     x, arrays = image((2, 3, 9, 6)), draw(spec)
     expected, maps = spec(x, weights=arrays), spec.attention(x, weights=arrays)
-    assert set(maps) == {*(f"encoder.{i}.block" for i in range(3)), "skip.0", "skip.1",
-                         "decoder.0.block", "decoder.1.block"}   # fmt: skip
+    paths = [*(f"encoder.{i}.block" for i in range(3)), "skip.0", "skip.1", "decoder.0.block", "decoder.1.block"]
+    example = attzoo.registry.examples(block)[""]
+    inputs = list(map(np.ones, example.shapes))
+    single = attzoo.create(block, **example.arguments, backend="numpy")
+    names = by_name(single.attention(*inputs, weights={k: np.ones(w.shape) for k, w in single.weights.items()}))
+    assert set(maps) == {join_path(path, name) for path in paths for name in names}
     for backend in BACKENDS:
         net = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
         load_weights(net, arrays)

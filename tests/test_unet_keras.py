@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from litert import litert_output
 from nets import NETS, SMALL, build, create, have_equal_weights, image
 from test_keras import array
 
@@ -306,6 +307,15 @@ def test_saved_model_accepts_every_size(tmp_path):
     for shape in ((2, 9, 7, 3), (1, 8, 12, 3), (3, 1, 5, 3), (1, 1, 1, 3)):
         x = image(shape).astype("float32")
         assert_near(exported.serve(x), model(x))
+
+
+@pytest.mark.case80
+@tensorflow_only
+def test_litert_model_of_a_unet_equals_the_unet(tmp_path):
+    inputs = keras.Input((10, 7, 3), 1)
+    model = keras.Model(inputs, net("oktay", channels=(4, 6))(inputs))
+    x = image((1, 10, 7, 3)).astype("float32")
+    assert_near(litert_output(model, [x], tmp_path), model(x))
 
 
 @tensorflow_only

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
 from threading import Lock
-from typing import Any, Final, cast
+from typing import Any, BinaryIO, Final, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -44,6 +44,11 @@ REMOVE: Final = {   # hook that computes a tensor before every call -> function 
 
 # Dtypes passed to `make`, for blocks without arrays
 CREATION_DTYPES: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()
+
+
+def read_checkpoint(file: BinaryIO) -> Any:
+    """Return what torch.save wrote to a file, on the CPU. Raise an error for anything but arrays and containers."""
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:

@@ -1,15 +1,15 @@
-"""The two-layer perceptron over channels whose arguments SE, channel attention and CBAM share."""
+"""The two-layer perceptron over channels whose arguments SE, channel attention, CBAM and others share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from .. import contract
 from ..contract import GATES, Weight, fan_in_uniform
 from .spec import BlockSpec
 
-REDUCTION: Final = 16
+REDUCTION: Final = 16   # default of `reduction`
 CHOICES: Final = {"reduction": (None, 1, 3), "reduced_channels": (None, 1, 5), "bias": (True, False), "gate": GATES}
 
 
@@ -24,6 +24,8 @@ class Bottleneck(BlockSpec):
     Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
+    default_reduction: ClassVar[int] = REDUCTION
+    min_width: ClassVar[int] = 1   # smallest R of the rule for `reduction`
     channels: int
     reduction: int | None = contract.rule_for("reduced_channels")
     reduced_channels: int | None = None
@@ -35,7 +37,7 @@ class Bottleneck(BlockSpec):
         channels, reduced = contract.integer("channels", self.channels), self.reduced_channels
         if reduced is None:
             contract.set_fields(self, reduction=contract.integer("reduction", self.ratio))
-            reduced = max(1, channels // self.ratio)
+            reduced = max(self.min_width, channels // self.ratio)
         contract.set_fields(
             self,
             channels=channels,
@@ -46,8 +48,8 @@ class Bottleneck(BlockSpec):
 
     @property
     def ratio(self) -> int:
-        """Return `reduction`, or its default of 16."""
-        return REDUCTION if self.reduction is None else self.reduction
+        """Return `reduction`, or its default."""
+        return self.default_reduction if self.reduction is None else self.reduction
 
     @property
     def width(self) -> int:

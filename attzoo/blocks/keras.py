@@ -10,13 +10,19 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import Any, Final
 
 from ..contract import STARTS, AnySpec, choice, without_idle_rules
 from ..hints import arguments_of, unknown_argument
 from ..ops import keras as ops
 from ..ops import keras_layers
 from ..ops.keras import keras
+
+TO_DENSE: Final = {   # classes of tensors that Keras accepts as inputs and blocks do not, and how to convert them
+    "RaggedTensor": "x.to_tensor()",
+    "SparseTensor": "tf.sparse.to_dense(x)",
+    "BCOO": "x.todense()",
+}
 
 
 class Block(keras.layers.Layer):
@@ -100,6 +106,8 @@ class Block(keras.layers.Layer):
             if not hasattr(x, "shape") or not hasattr(x, "dtype"):
                 hint = ": convert it, as keras.ops.convert_to_tensor does" if isinstance(x, (list, tuple)) else ""
                 raise TypeError(f"expected a tensor, got {type(x).__name__}{hint}")
+            if convert := TO_DENSE.get(type(x).__name__):
+                raise TypeError(f"expected a dense tensor, got a {type(x).__name__}: convert it, as {convert} does")
         self.spec.check_inputs(*(x.shape for x in inputs), channels_last=self.channels_last)
         for x in inputs:
             if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):

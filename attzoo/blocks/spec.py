@@ -11,8 +11,9 @@ from ..contract import Array, Coefficients, Shape
 from ..ops import numpy as ops
 
 Combination = Literal[
-    "multiply", "add", "multiply_add", "one_plus", "sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum"
-]
+    "multiply", "add", "multiply_add", "one_plus", "sum_of_products", "mean_of_products", "max_of_products",
+    "one_plus_sigmoid_of_sum", "one_plus_sigmoid_of_product", "own",
+]   # fmt: skip
 
 
 def _fold(operation: Callable[[Any, Any], Any], arrays: Sequence[Any]) -> Any:
@@ -31,8 +32,10 @@ COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Sequence[Any], Any], Any
     "multiply_add": lambda x, arrays, ops: x * arrays[0] + arrays[1],
     "one_plus": lambda x, arrays, ops: x * (1 + _fold(mul, arrays)),
     "sum_of_products": lambda x, arrays, ops: _fold(add, [x * array for array in arrays]),
+    "mean_of_products": lambda x, arrays, ops: x * (_fold(add, arrays) / len(arrays)),
     "max_of_products": lambda x, arrays, ops: _fold(ops.maximum, [x * array for array in arrays]),
     "one_plus_sigmoid_of_sum": lambda x, arrays, ops: x * (1 + ops.sigmoid(_fold(add, arrays))),
+    "one_plus_sigmoid_of_product": lambda x, arrays, ops: x * (1 + ops.sigmoid(_fold(mul, arrays))),
 }
 
 
@@ -47,8 +50,9 @@ class BlockSpec(contract.NamedArguments):
 
     combination: how the coefficients are applied to x; a property if an argument selects it. "multiply" is x * a * b,
     "add" is x + a + b, "multiply_add" is x * a + b, "one_plus" is x * (1 + a * b), "sum_of_products" is x * a + x * b,
-    "max_of_products" is max(x * a, x * b), and "one_plus_sigmoid_of_sum" is x * (1 + sigmoid(a + b)). A block with
-    another rule overrides `combine`.
+    "mean_of_products" is half of that, "max_of_products" is max(x * a, x * b), "one_plus_sigmoid_of_sum" is
+    x * (1 + sigmoid(a + b)), and "one_plus_sigmoid_of_product" is x * (1 + sigmoid(a * b)). A block with another rule
+    has "own" here and overrides `combine`.
     """
 
     combination: ClassVar[Combination] = "multiply"
@@ -68,11 +72,15 @@ class BlockSpec(contract.NamedArguments):
         """Raise ValueError unless the shape x is (N, C, *S), or (N, *S, C) with `channels_last`."""
         contract.check_shape(x, self.channels, getattr(self, "spatial_dims", None), channels_last)
 
+    def operands(self, *inputs: Array, weights: Mapping[str, Array], training: bool = False) -> Any:
+        """Return the first argument of `combine` for these inputs: the first input, unless a block overrides this."""
+        return inputs[0]
+
     def combine(self, x: Any, coefficients: Any, ops: Any) -> Any:
         """Return x with the coefficients applied, for any framework and layout.
 
         Args:
-            x: the input.
+            x: the input, or the result of `operands` if the block overrides it.
             coefficients: the result of `attention`, one array or several by name.
             ops: the module of the framework in attzoo.ops.
 

@@ -53,6 +53,14 @@ class SpecModule(NamedArguments, nn.Module):
         options |= {"bias": f"{name}.bias" in self.spec.weights}
         return ops.CONV[len(kernel)](groups * inputs, outputs, tuple(kernel), **options)
 
+    def batch_norm(self, name: str, spatial_dims: int, **options: Any) -> nn.Module:
+        """Return the layer for batch norm `name` of the spec, or the identity if the spec has none.
+
+        The layer with spatial_dims=1 also takes (N, C). options: device and dtype.
+        """
+        weight = self.spec.weights.get(f"{name}.weight")
+        return ops.BATCH_NORM[spatial_dims](weight.size, **options) if weight else nn.Identity()
+
     def check_inputs(self, *inputs: Any) -> None:
         """Raise ValueError for a shape that the spec refuses, and TypeError for a non-tensor or a wrong dtype.
 
@@ -79,7 +87,7 @@ class SpecModule(NamedArguments, nn.Module):
             if own_dtype not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
                 hint = f": convert the input, x.to({own_dtype}), or the block, block.to({x.dtype})"
                 raise TypeError(f"expected the block's dtype, {own_dtype}, got {x.dtype}{hint}")
-        if eager and all(x.dtype == own_dtype for x in inputs):
+        if eager and all(own_dtype in (x.dtype, None) for x in inputs):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:

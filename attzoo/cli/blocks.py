@@ -40,8 +40,8 @@ def list_() -> None:
         if isinstance(card, Exception):
             rows.append((name, f"cannot be loaded: {one_line(card)}", "", ""))
         else:
-            cost = ("?", "?") if card.unknown else (f"{card.parameters():,}", f"{card.macs():,}")
-            rows.append(("\n  ".join((name, *card.aliases)), card.summary, *cost))
+            costs = ("?", "?") if card.unknown else card.costs
+            rows.append(("\n  ".join((name, *card.aliases)), card.summary, *costs))
     print_table(("block, aliases", "what it does", "*parameters", "*MACs"), rows)
     networks = ", ".join(registry.NETWORKS)
     typer.echo(f"Networks built of these blocks, for `attzoo info` and attzoo.create: {networks}.")
@@ -64,7 +64,7 @@ def info(
         channels_text = f"shown for {IMAGE[0]} input channels and {IMAGE[1]} output channel"
         got = f"{channels_text}: leave --channels out"
         raise ValueError(f"expected no --channels for network {card.name}, which is {got}")
-    channels = CHANNELS if channels is None else channels
+    channels = card.channels if channels is None else channels
     typer.echo(card.markdown(channels).rstrip() if markdown else card.plain(channels, min(100, Console().width)))
 
 

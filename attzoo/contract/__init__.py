@@ -24,6 +24,7 @@ from .arrays import by_name as by_name
 from .arrays import contiguous as contiguous
 from .arrays import join_path as join_path
 from .arrays import map_coefficients as map_coefficients
+from .checks import check_groups as check_groups
 from .checks import check_shape as check_shape
 from .checks import choice as choice
 from .checks import flag as flag
@@ -43,6 +44,7 @@ from .specs import Example as Example
 from .specs import Keys as Keys
 from .specs import Source as Source
 from .specs import Spec as Spec
+from .specs import Unsupported as Unsupported
 from .specs import Variant as Variant
 from .weights import Weight as Weight
 from .weights import batch_norm as batch_norm

@@ -38,6 +38,22 @@ def integers(name: str, values: Any) -> tuple[int, ...]:
     return tuple(integer(name, value) for value in values)
 
 
+def check_groups(channels: int, groups: int, parts: int = 1) -> None:
+    """Raise ValueError unless the channels divide into groups of `parts` equal parts each.
+
+    The error names the nearest numbers of channels, and all numbers of groups, that would do.
+    """
+    unit = parts * groups
+    if channels % unit == 0:
+        return
+    product = f"{parts} * groups = {unit}" if parts > 1 else f"groups = {unit}"
+    nearest_counts = [str(n) for n in (channels // unit * unit, -(-channels // unit) * unit) if n]
+    fix = f"give {' or '.join(nearest_counts)} channels"
+    if divisors := [str(n) for n in range(1, channels // parts + 1) if channels % (parts * n) == 0]:
+        fix = f"{fix}, or groups={shorten(' or '.join(divisors), 200)}"
+    raise ValueError(f"channels must be a multiple of {product}, got {channels}: {fix}")
+
+
 def odd(name: str, value: Any) -> int:
     """Return an odd integer >= 1 as int. Raise the errors of `integer`, and ValueError if `value` is even."""
     number = integer(name, value)

@@ -98,20 +98,47 @@ class Keys:
     Args:
         names: canonical name of every array -> its key in the state dict.
         axes: number of axes of size 1 after the matrices of linear maps, as in convolutions of size 1; None for
-            the block's number of spatial axes.
+            the block's number of spatial axes. A mapping has the number for each canonical name, 0 for others.
         max_first: canonical names of convolutions whose first input plane is the maximum. In attzoo it is the mean.
         channels_last: whether kernels are those of Keras, (*k, I, O), and keys are paths of variables, which begin with
             the name of a layer. The names of the layers of a block may have a common prefix.
         vectors: canonical names of arrays with one axis that have further axes of size 1 in the library -> the numbers
             of such axes before and after it.
+        product: in Keras, the name after this prefix of the Multiply layer at the end of the block, whose name the
+            block has after `swap`; "" if the layers of the block are not replaced by `swap`.
 
     """
 
     names: Mapping[str, str]
-    axes: int | None = 0
+    axes: int | Mapping[str, int] | None = 0
     max_first: tuple[str, ...] = ()
     channels_last: bool = False
     vectors: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    product: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A module of another library whose weights a block cannot represent, for errors that give the reason.
+
+    UNSUPPORTED of `sources.py` in a block's folder lists them.
+
+    Args:
+        library: name of the library, as `source` in `load_weights`.
+        module: the class, and the argument of the class that makes it differ, as text.
+        reason: how it differs from the block, and what the user can do, as text.
+        keys: keys by which its state dict is recognised, after the prefix of the block -> shape, in which None is any
+            size. An empty shape is any shape.
+
+    """
+
+    library: str
+    module: str
+    reason: str
+    keys: Mapping[str, tuple[int | None, ...]]
+
+    def __str__(self) -> str:
+        return f"{self.module} of {self.library}, which {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

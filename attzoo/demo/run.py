@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import contract, portable, registry
 from ..adapters import adapter
+from ..card import info
 from ..contract import Array, by_name, join_path
 from ..extras import missing
 from ..files import usable_folder
@@ -42,7 +43,6 @@ OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {   # the blocks' arguments, s
     "channel_attention": {"reduction": 4},
     "spatial_attention": {"kernel_size": 3},
     "cbam": {"reduction": 4, "kernel_size": 3},
-    "attention_gate": {"gating_channels": CHANNELS},
 }
 
 
@@ -137,7 +137,7 @@ def _settings(digits_epochs: int, unet_epochs: int, keras_backend: str) -> dict[
     return {
         "seed": SEED,
         "channels": CHANNELS,
-        "options": OPTIONS,
+        "options": {name: options_of(name) for name in registry.BLOCKS},
         "epochs": digits_epochs,
         "batch": BATCH,
         "rate": RATE,
@@ -199,6 +199,11 @@ def digits() -> Data:
     return Data(images, labels, test_images, test_labels)
 
 
+def options_of(name: str) -> dict[str, Any]:
+    """Return the arguments of a block in the networks: those of OPTIONS, and others that 16 channels require."""
+    return info(name).assumed(CHANNELS) | dict(OPTIONS.get(name, {}))
+
+
 def create_nets(name: str | None, network_module: Any, common: dict[str, Array]) -> dict[str, Any]:
     """Create the network with a block in both frameworks, with the same initial weights.
 
@@ -210,7 +215,7 @@ def create_nets(name: str | None, network_module: Any, common: dict[str, Array])
     Returns:
         The networks by backend.
     """
-    net = network_module.create_seeded(SEED, CHANNELS, name, OPTIONS.get(name or "", {}))
+    net = network_module.create_seeded(SEED, CHANNELS, name, options_of(name) if name else {})
     portable.load_weights(net, portable.weights(net) | common)
     return {"torch": net, "keras": portable.convert(net, backend="keras")}
 

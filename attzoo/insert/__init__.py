@@ -75,7 +75,8 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
 
     If a module computes the same as the block, and its library is among the block's sources (squeeze and excitation of
     timm, torchvision and keras.applications, ECA and CBAM of timm, and others), the block gets the module's arguments
-    and weights, and the outputs of the network do not change. Other blocks get new initial weights.
+    and weights, and the outputs of the network do not change. Other blocks get new initial weights. In torch, a block
+    that was attached with start="identity" is replaced by one with this start, whose gamma is 0.
 
     Args:
         model: a torch module, which changes in place, or a functional Keras model, which does not change. In Keras,
@@ -90,7 +91,8 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
         A report of the new blocks, as in `attach`.
 
     Raises:
-        TypeError, ValueError: as `attach`.
+        TypeError, ValueError: as `attach`; also if the block gets weights of layers that other layers of the network
+            use too, or that have settings in Keras which a block does not have, such as a regularizer.
 
     """
     registry.locate(name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..adapters import can_attend
 from ..adapters.torch import eager, restored_modes
 from . import families
-from .attached import CHILD, IdentityStart, child_path, is_attached, is_sequence
+from .attached import CHILD, IdentityStart, child_path, is_attached, is_sequence, without_start
 from .match import select
 
 # classes that declare their number of output channels -> the attribute with it, and the number of spatial axes
@@ -124,8 +124,9 @@ def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
     for cls, (attribute, rank) in CHANNELS.items():
         if isinstance(module, cls):
             return int(getattr(module, attribute)), rank
-    spec = getattr(module, "spec", None)
-    return (spec.channels, None) if can_attend(module) and spec is not None else (None, None)
+    block = without_start(module)
+    spec = getattr(block, "spec", None)
+    return (spec.channels, None) if can_attend(block) and spec is not None else (None, None)
 
 
 def check_host(host: Host) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from .. import registry
-from ..adapters import can_attend, is_kind, replaced_methods
+from ..adapters import can_attend
 from ..blocks.keras import AttachedBlock
 from ..ops.keras import keras
-from ..ops.keras_layers import parts_of
+from ..parts import check_start
 from .create import check_one_input, create
+from .keras_copy import copy_model, functional, layers_of
 from .keras_same import is_product, same_block
 from .match import select
 from .report import Place, Report
@@ -22,14 +21,13 @@ NORMS: Final = (   # layers whose argument `axis` is the channel axis
     keras.layers.BatchNormalization, keras.layers.GroupNormalization, keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )   # fmt: skip
-Call = Callable[..., Any]   # called with (path, copy of a layer, original layer, *inputs); returns the layer's output
 
 
 def attach(model: Any, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
-    """Implement `attzoo.attach` for Keras models. `example` is not used."""
-    source = _functional(model)
+    """Implement `attzoo.attach` for Keras models."""
+    source = functional(model)
     _check_one_input(name)
-    layers = _layers(source)
+    layers = layers_of(source)
     paths = _residual_ends(source) if after == "residual" else set(select(layers, after, "after", source.name))
     if with_block := [path for path in sorted(paths) if f"{path}_attention" in layers]:
         raise ValueError(f"expected no layer '{with_block[0]}_attention', got a model that has one: detach it first")
@@ -41,21 +39,22 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
         if path not in paths:
             return y
         _check_first_call(path, inserted)
-        block = _create(path, name, original, y, _with_format(options, original, y, layers))
+        block = _create(path, name, original, y, {"name": "block", **_with_format(options, original, y, layers)})
+        check_start(f"{path}_attention", block.spec, start)
         attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=block.dtype_policy)
         attended = attached(y)
         attached.trainable = options.get("trainable", True)
         inserted[path] = attached, _place(f"{path}_attention", attached, y)
         return attended
 
-    copied = _copy(source, call)
+    copied = copy_model(source, call)
     _check_called(paths, inserted)
     return _report(copied, inserted, options)
 
 
 def detach(model: Any) -> Report:
     """Implement `attzoo.detach` for Keras models."""
-    source = _functional(model)
+    source = functional(model)
     places: list[Place] = []
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -65,23 +64,24 @@ def detach(model: Any) -> Report:
         places.append(_place(path, original, args[0]))
         return args[0]
 
-    copied = _copy(source, call)
+    copied = copy_model(source, call)
     if not places:
         raise ValueError(f"expected a model with blocks of attzoo.attach, got {model.name!r} without any")
     return Report(copied, tuple(places))
 
 
 def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
-    """Implement `attzoo.swap` for Keras models. `example` is not used."""
-    source = _functional(model)
+    """Implement `attzoo.swap` for Keras models."""
+    source = functional(model)
     _check_one_input(name)
-    layers = select(_layers(source), where, "where", source.name)
+    layers = select(layers_of(source), where, "where", source.name)
     for path, layer in layers.items():
         if not can_attend(layer) and not is_product(layer):
             hint = "in Keras, swap replaces blocks of attzoo, and the Multiply layer at the end of other attention"
             hint = "detach it, and attach the other block" if isinstance(layer, AttachedBlock) else hint
             raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
-    all_layers, inserted = _layers(source), dict[str, tuple[Any, Place]]()
+    all_layers, inserted = layers_of(source), dict[str, tuple[Any, Place]]()
+    replaced: dict[str, list[Any]] = {}   # path of a block with the weights of layers -> these layers
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a layer of the copied model, or the block that replaces it if the layer is selected."""
@@ -92,26 +92,42 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
         x = args[0] if can_attend(original) else args[0][0]
         if path not in inserted:
             block_options = {"name": original.name, **_with_format(options, original, x, all_layers)}
-            inserted[path] = _replacement(path, name, original, x, block_options)
+            block, place, replaced[path] = _replacement(path, name, original, x, block_options)
+            inserted[path] = block, place
         return inserted[path][0](x)
 
-    copied = _copy(source, call)
+    copied = copy_model(source, call)
     _check_called(layers, inserted)
+    _check_not_shared(replaced, all_layers, layers_of(copied))
     return _report(copied, inserted, options)
+
+
+def _check_not_shared(replaced: Mapping[str, list[Any]], before: Mapping[str, Any], after: Collection[str]) -> None:
+    """Raise ValueError if layers whose weights a block has got are used elsewhere, where they would have a copy.
+
+    Args:
+        replaced: the layers that each block replaces, by path of the block.
+        before: the layers of the model by path.
+        after: the paths of the layers of the new model.
+
+    """
+    paths = {id(layer): path for path, layer in before.items()}
+    users: dict[str, str] = {}
+    for block_path, layers in replaced.items():
+        for path in (paths[id(layer)] for layer in layers):
+            if path in users or path in after:
+                user = f"in {users[path]!r} and {block_path!r}" if path in users else "elsewhere too"
+                fix = "call one block at both positions, in the code that creates the model"
+                raise ValueError(f"expected layers used by one attention only, got {path!r}, used {user}: {fix}")
+            users[path] = block_path
 
 
 def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
     """Return the report of the layers in `inserted`, after setting their `trainable`.
 
     `trainable` is the option of this name, else True, in frozen nested models too; for a block that got the weights of
-    other layers, it is the value of these layers. It is set after the layers are built and after `_copy`, because Keras
-    loses it otherwise.
-
-    Args:
-        model: the new model.
-        inserted: path -> the new layer and its entry in the report.
-        options: the user's options.
-
+    other layers, it is the value of these layers. It is set after the layers are built and after `copy_model`, because
+    Keras loses it otherwise.
     """
     for layer, place in inserted.values():
         default = place.parameters > 0 or place.weights == "initial"   # no parameters are trainable in a frozen block
@@ -120,8 +136,10 @@ def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapp
     return Report(model, tuple(place for _, place in inserted.values()))
 
 
-def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]) -> tuple[Any, Place]:
-    """Return the block that replaces a layer, and its entry in the report.
+def _replacement(
+    path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
+) -> tuple[Any, Place, list[Any]]:
+    """Return the block that replaces a layer, its entry in the report, and the layers whose weights it has.
 
     The block has the weights of the layer, or of the layers before it, if it computes the same as they do.
 
@@ -138,13 +156,13 @@ def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str,
         """Return a new block with these arguments."""
         return _create(path, name, layer, x, arguments)
 
-    block = None if can_attend(layer) else same_block(layer, name, options, create_block)
+    block, layers = (None, []) if can_attend(layer) else same_block(layer, name, options, create_block)
     if block is not None:
-        return block, _place(path, block, x, "Keras")
+        return block, _place(path, block, x, "Keras"), layers
     block = create_block(options)
     block(x)   # creates its weights
     block.trainable = options.get("trainable", True)
-    return block, _place(path, block, x)
+    return block, _place(path, block, x), []
 
 
 def _check_one_input(name: str) -> None:
@@ -165,160 +183,6 @@ def _check_called(paths: Collection[str], inserted: Collection[str]) -> None:
     if missing := sorted(set(paths) - set(inserted)):
         got = f"{missing[0]!r}, which it does not call: choose another layer"
         raise ValueError(f"expected layers that the model calls, got {got}")
-
-
-def _functional(model: Any) -> Any:
-    """Return a functional model with the layers of a functional or sequential model. Raise ValueError for others."""
-    if isinstance(model, keras.Sequential):
-        if not model.built:
-            raise ValueError(f"expected a built model, got {model.name!r}: give it an input shape first")
-        if not is_kind(type(model), keras.Sequential):
-            raise _own_methods(model, keras.Sequential)
-        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    if not _has_graph(model):
-        hint = "a subclassed model calls its layers in Python: call the block there"
-        raise ValueError(f"expected a functional Keras model, got {type(model).__name__}; {hint}")
-    return model
-
-
-def _own_methods(model: Any, base: type[Any]) -> ValueError:
-    """Return the error for a model whose class overrides methods of `base`, because a copy would not have them."""
-    if type(model).call is not base.call:
-        got = f"{type(model).__name__}, which has its own call"
-        return ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
-    fix = f"attach to keras.Model(model.inputs, model.outputs), and create a {type(model).__name__} from the result"
-    expected = "expected a model of a class that overrides no methods of Keras"
-    return ValueError(f"{expected}, got {type(model).__name__}: {fix}")
-
-
-def _has_graph(layer: Any) -> bool:
-    """Whether a layer is a functional or sequential model, so that its layers can be called one by one."""
-    return isinstance(layer, keras.Model) and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
-
-
-def _layers(model: Any) -> dict[str, Any]:
-    """Return every layer of a model, those of nested models included, once, by its first path."""
-    layers: dict[str, Any] = {}
-    visited: set[int] = set()
-
-    def walk(parent: Any, prefix: str) -> None:
-        """Add the layers of `parent`; their paths begin with `prefix`."""
-        for layer in parent.layers:
-            if id(layer) in visited:
-                continue
-            visited.add(id(layer))
-            layers[f"{prefix}{layer.name}"] = layer
-            if _has_graph(layer):
-                walk(layer, f"{prefix}{layer.name}.")
-
-    walk(model, "")
-    return layers
-
-
-def _copy(model: Any, call: Call) -> Any:
-    """Return a copy of a functional model with its weights, in which call(path, copy, layer, *inputs) calls each layer.
-
-    The arguments are the path of a layer, its copy, the layer itself, and the arguments of the call.
-    """
-    copies: dict[int, tuple[Any, Any, str]] = {}   # id of a layer -> its copy, the layer, and its path
-
-    def copy_graph(graph: Any, prefix: str) -> Any:
-        """Return a copy of a model whose layers have paths that begin with `prefix`."""
-        layer_ids: dict[str, int] = {}   # name of a copy in this graph -> id of the layer
-        _check_compilation(graph)
-
-        def clone(layer: Any) -> Any:
-            """Return the copy of a layer, the same one for every call."""
-            if id(layer) not in copies:
-                path = f"{prefix}{layer.name}"
-                copy = copy_graph(_functional(layer), f"{path}.") if _has_graph(layer) else _clone(layer)
-                copies[id(layer)] = copy, layer, path
-            copy = copies[id(layer)][0]
-            layer_ids[copy.name] = id(layer)
-            return copy
-
-        def call_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            """Return the result of `call` for a copied layer."""
-            _, original, path = copies[layer_ids[layer.name]]
-            return call(path, layer, original, *args, **kwargs)
-
-        copied = keras.models.clone_model(graph, clone_function=clone, call_function=call_layer)
-        if type(copied) is not type(graph) and not is_kind(type(graph), type(copied)):
-            raise _own_methods(graph, type(copied))
-        return copied
-
-    copied = copy_graph(model, "")
-    for copy, layer, _ in reversed(copies.values()):   # outer models first, as `trainable` of a model sets its layers'
-        if _has_graph(layer):
-            copy.trainable = layer.trainable
-        elif isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
-            _set_state(copy, layer)
-    return copied
-
-
-def _check_compilation(model: Any) -> None:
-    """Raise ValueError if a model is compiled with a loss or metrics that Keras cannot copy to the new model."""
-    try:
-        keras.saving.deserialize_keras_object(model.get_compile_config() if model.compiled else None)
-    except (TypeError, ValueError) as err:
-        fix = "attach to keras.Model(model.inputs, model.outputs), and compile the result"
-        got = f"others that it cannot copy in {model.name!r}: {fix}"
-        raise ValueError(f"expected a loss and metrics that Keras can copy, got {got}") from err
-
-
-def _clone(layer: Any) -> Any:
-    """Return a new layer with the config and the vocabulary of a layer.
-
-    The vocabulary may determine the shape of the output. Raises ValueError if the new layer would compute another
-    function.
-    """
-    parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
-    if method_names := [name for part in parts for name in replaced_methods(part, keras.layers.Layer, "call")]:
-        got = f"a layer whose {method_names[0]} was replaced: define a class with this method"
-        raise ValueError(f"expected {layer.name!r} to have the methods of its class, as its copy does, got {got}")
-    is_lambda = isinstance(layer, keras.layers.Lambda)   # safe, because its function is not read from a file
-    try:
-        copy = layer.__class__.from_config(layer.get_config(), **({"safe_mode": False} if is_lambda else {}))
-    except (NotImplementedError, TypeError) as err:
-        fix = "its get_config must return all arguments, and its __init__ must accept name, dtype and trainable"
-        raise ValueError(f"expected layers that Keras can copy, got {layer.name!r}: {fix}") from err
-    if isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
-        _copy_assets(copy, layer)
-    return copy
-
-
-def _copy_assets(copy: Any, layer: Any) -> None:
-    """Copy the data that a layer and its sublayers save to files besides weights, such as a vocabulary."""
-    if hasattr(layer, "get_vocabulary") and not layer.get_vocabulary(include_special_tokens=False):
-        return   # not adapted yet
-    if hasattr(layer, "save_assets") and hasattr(copy, "load_assets"):
-        variables: dict[str, Any] = {}
-        layer.save_own_variables(variables)
-        copy.load_own_variables(variables)
-        with TemporaryDirectory() as folder:
-            layer.save_assets(folder)
-            if os.listdir(folder):   # else its config has the vocabulary
-                copy.load_assets(folder)
-        return
-    copies, layers = parts_of(copy), parts_of(layer)
-    for name in copies.keys() & layers.keys():
-        _copy_assets(copies[name], layers[name])
-
-
-def _set_state(copy: Any, layer: Any) -> None:
-    """Copy the weights of a layer, and `trainable` of the layer and its sublayers, to the copy of the layer."""
-    copy.trainable = layer.trainable
-    if copy.built and len(copy.weights) != len(layer.weights):   # such as LoRA in a sublayer
-        fix = "remove the added weights, or call the block in the code that creates the model"
-        got = f"{layer.name!r} with {len(layer.weights)} weights, whose copy has {len(copy.weights)}: {fix}"
-        raise ValueError(f"expected layers that get_config describes, got {got}")
-    if copy.built:
-        copy.set_weights(layer.get_weights())
-    if isinstance(copy, keras.layers.Normalization):   # it computes with arrays derived from its weights
-        copy.finalize_state()
-    copies, layers = parts_of(copy), parts_of(layer)
-    for name in copies.keys() & layers.keys():
-        _set_state(copies[name], layers[name])
 
 
 def _residual_ends(model: Any) -> set[str]:
@@ -345,7 +209,7 @@ def _residual_ends(model: Any) -> set[str]:
             held_tensors.append(tensor)   # so that no id is reused
         return y
 
-    _copy(model, call)
+    copy_model(model, call)
     if not (ends := ends - {""}):
         raise ValueError(f"after='residual' expects Add layers of two branches, got {model.name!r} without any")
     return ends

@@ -5,7 +5,8 @@ The last of these layers is a Multiply of x and coefficients. A block replaces i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +17,12 @@ from ..exchange import shapes_from
 from ..ops.keras import keras
 from ..portable import load_weights
 from .create import candidate_arguments, images
+from .keras_copy import copy_layer, has_graph, layers_of
 
 LIBRARY: Final = "keras"   # the name of the source
+LOST: Final = (   # settings of layers that blocks do not have
+    "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint",
+)   # fmt: skip
 
 
 def is_product(layer: Any) -> bool:
@@ -29,8 +34,13 @@ def is_product(layer: Any) -> bool:
     return len(x) == len(coefficients) > 2 and bool(channels) and coefficients.count(1) >= len(x) - 2
 
 
-def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Return a block that computes the same as the layers that end in a product, with their weights; None if none does.
+def same_block(
+    layer: Any, name: str, options: Mapping[str, Any], create: Callable[[Mapping[str, Any]], Any]
+) -> tuple[Any, list[Any]]:
+    """Return a block that computes the same as the layers before a product, and the layers whose weights it has.
+
+    Return None and no layers if there is no such block. Raises ValueError if the block would lose settings of the
+    layers.
 
     Args:
         layer: the product, a Multiply layer.
@@ -43,24 +53,38 @@ def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callab
     try:
         part = keras.Model(layer.input[0], layer.output)
     except ValueError:   # the coefficients depend on other tensors than x
-        return None
+        return None, []
     shapes = shapes_from(_state(part), layouts)
     if shapes is None:
-        return None
+        return None, []
     source = next(iter(sources.values()))
     try:
         from_shapes = source.read(shapes)
     except KeyError:   # a layer is missing
-        return None
+        return None, []
     is_same = _comparison(part, options["data_format"] == "channels_last")
     for arguments in candidate_arguments(name, source, from_shapes, options):
         if is_same(create(arguments | {"dtype": "float32"})):
             block = create(arguments)
             load_weights(block, _state(part), source=LIBRARY)
-            default = any(part_layer.trainable for part_layer in part.layers if part_layer.weights)
-            block.trainable = options.get("trainable", default)
-            return block
-    return None
+            layers = [inner for inner in layers_of(part).values() if inner.weights and not has_graph(inner)]
+            block.trainable = _trainable(layers, options)
+            return block, layers
+    return None, []
+
+
+def _trainable(layers: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    """Return `trainable` of a block with the weights of layers. Raise ValueError if it would lose their settings."""
+    for layer in layers:
+        if lost := [name for name in LOST if getattr(layer, name, None) is not None]:
+            fix = f"set {lost[0]} of the layer to None first, and add the penalty to the loss if you need it"
+            got = f"{layer.name!r} with {lost[0]}"
+            raise ValueError(f"expected layers with settings that a block has too, got {got}: {fix}")
+    frozen, others = ([x.name for x in layers if x.trainable is value] for value in (False, True))
+    if frozen and others and "trainable" not in options:
+        got = f"{frozen[0]!r} with trainable=False and {others[0]!r} with trainable=True: give trainable="
+        raise ValueError(f"expected layers that are all frozen or all trainable, as a block is, got {got}")
+    return bool(options.get("trainable", not frozen))
 
 
 def _state(model: Any) -> dict[str, Any]:
@@ -69,19 +93,9 @@ def _state(model: Any) -> dict[str, Any]:
 
 
 def _float32_copy(part: Any) -> Any:
-    """Return a copy of a functional model that computes in float32, whatever the dtypes of its layers.
-
-    Its weights are new.
-    """
-
-    def clone(layer: Any) -> Any:
-        """Return a float32 copy of a layer."""
-        config = layer.get_config()
-        if isinstance(layer, keras.layers.Layer) and "dtype" in config:   # not an operation, such as x + 3
-            config = config | {"dtype": "float32"}
-        return layer.__class__.from_config(config)
-
+    """Return a copy of a functional model with new weights that computes in float32, also if its layers have others."""
     inputs = keras.Input(part.input.shape[1:], dtype="float32")
+    clone = partial(copy_layer, dtype="float32")
     return keras.models.clone_model(part, input_tensors=inputs, clone_function=clone)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from .. import registry
 from ..ops import guard
+from ..parts import check_start
 from . import same
 from .attached import (
     CHILD,
@@ -171,9 +172,15 @@ def _make(
     """
     arguments = _device_and_dtype(model, host) | dict(options)
     block = _create(host, name, shapes.get(host.path), arguments)
-    factory_options = {argument: arguments.get(argument) for argument in ("device", "dtype")}
-    inserted = IdentityStart(block, **factory_options) if start == "identity" else block
+    inserted = _with_start(child_path(host.path), block, start, arguments)
     return host, inserted, _place(child_path(host.path), inserted, shapes.get(host.path))
+
+
+def _with_start(path: str, block: nn.Module, start: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return a block in an IdentityStart if start is "identity", else the block itself."""
+    check_start(path, block.spec, start)   # type: ignore[arg-type]
+    factory_options = {argument: arguments.get(argument) for argument in ("device", "dtype")}
+    return IdentityStart(block, **factory_options) if start == "identity" else block
 
 
 def _create(host: Host, name: str, shapes: Any, options: dict[str, Any]) -> nn.Module:
@@ -221,6 +228,18 @@ def _replacement(
             host.module, name, source, arguments, lambda block_args: _create(host, name, shape, dict(block_args))
         )
         if block is not None:
+            _check_not_shared(model, host)
             return block, _place(host.path, block, shape, source.library)
-    block = _create(host, name, shape, arguments)
+    start = "identity" if isinstance(host.module, IdentityStart) else "default"
+    block = _with_start(host.path, _create(host, name, shape, arguments), start, arguments)
     return block, _place(host.path, block, shape)
+
+
+def _check_not_shared(model: nn.Module, host: Host) -> None:
+    """Raise ValueError if parameters of a module are used elsewhere, where the block would not share them."""
+    own = {id(parameter) for parameter in host.module.parameters()}
+    paths = tuple(f"{path}." for path in _paths_of(model, host.module))
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in own and not path.startswith(paths):
+            fix = "use one module at both positions, which swap replaces by one block"
+            raise ValueError(f"expected {host.path!r} with parameters of its own, got one that is also {path!r}: {fix}")

@@ -96,7 +96,7 @@ def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilati
     strides, padding: as in keras.ops.conv; must be 1 and "same" if there are several groups.
     """
     inputs, outputs = kernel.shape[-2:]
-    groups = x.shape[-1] // inputs
+    groups = (x.shape[-1] or inputs) // inputs   # unknown channels: Keras finds the groups when the graph runs
     if groups == 1 or inputs > FEW or keras.backend.backend() != "tensorflow":
         return ops.conv(x, kernel, strides, padding, "channels_last", dilation)
     kernel = ops.reshape(kernel, (*kernel.shape[:-1], groups, outputs // groups))
@@ -340,12 +340,51 @@ def expand_axis(s: Any, x: Any, axis: int, channels_last: bool) -> Any:
     return ops.reshape(s, (shape[0], *sizes, shape[2]) if channels_last else (shape[0], shape[1], *sizes))
 
 
+def axis_means(x: Any, channels_last: bool) -> Any:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, *S, C) or (N, C, *S) -> (N, sum of S, C)."""
+    means = [axis_mean(x, axis, channels_last) for axis in range(x.ndim - 2)]
+    return ops.concatenate([to_last(s, channels_last) for s in means], axis=1)
+
+
+def split_axes(z: Any, x: Any, channels_last: bool) -> list[Any]:
+    """Return the part of z of each spatial axis of x, as channels last.
+
+    (N, sum of S, K) and x of either layout -> (N, 1.., S[axis], 1.., K) each. It reverses the concatenation of
+    `axis_means`.
+    """
+    parts, start, shape = [], 0, ops.shape(x)
+    for axis, i in enumerate(space(x, channels_last)):
+        parts.append(expand_axis(z[:, start : start + shape[i]], x, axis, channels_last=True))
+        start = start + shape[i]
+    return parts
+
+
 def max_pool(x: Any, channels_last: bool) -> Any:
     """Return the maximum over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C).
 
     The gradient is split evenly among equal maxima.
     """
     return amax(x, space(x, channels_last))
+
+
+def mean_and_max(x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the mean and the maximum of x over an axis of C or *S: (N, *S, C) or (N, C, *S) -> (N, *map, 2).
+
+    axis: index of the axis in (N, C, *S). For axis 1 *map is *S. For another axis it is *S with C in the place of the
+    axis, so that (N, H, W, C) gives (N, C, W, 2) for axis 2 and (N, H, C, 2) for axis 3. The gradient is split evenly
+    among equal maxima.
+    """
+    channels = -1 if channels_last else 1
+    pooled = channels if axis == 1 else axis - channels_last
+    maps = [mean(x, pooled), amax(x, pooled)]
+    if axis > 1:
+        maps = [ops.moveaxis(m, channels, axis - 1) for m in maps]
+    return stack(maps, -1)
+
+
+def from_map(a: Any, axis: int, channels_last: bool) -> Any:
+    """Return coefficients of a map of `mean_and_max` over an axis, (N, *map, 1), in a shape that broadcasts to x."""
+    return from_last(a if axis == 1 else ops.swapaxes(a, -1, axis - 1), channels_last)
 
 
 def spatial_norm(x: Any, order: int, epsilon: float, channels_last: bool) -> Any:
@@ -387,6 +426,20 @@ def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
     kind = wide(x.dtype)
     products = ops.cast(x, kind) * ops.cast(p, kind)
     return ops.cast(ops.sum(products, axis=space(x, channels_last)), x.dtype)
+
+
+def relative_deviation(x: Any, epsilon: float, unbiased: bool, channels_last: bool) -> Any:
+    """Return (x - mean)^2 / (variance + epsilon), with mean and variance over the spatial axes, in the shape of x.
+
+    unbiased: whether the variance is the sum of squares divided by n - 1 instead of n, the number of positions. For
+    n = 1 it is 0. Half precision is computed in float32, because squares may overflow float16.
+    """
+    axes, z, size, n = space(x, channels_last), ops.cast(x, wide(x.dtype)), ops.shape(x), 1
+    d = ops.square(z - mean(z, axes, keepdims=True))
+    for axis in axes:
+        n = n * size[axis]
+    n = ops.maximum(ops.cast(n, z.dtype) - int(unbiased), 1)
+    return ops.cast(d / (ops.sum(d, axis=axes, keepdims=True) / n + epsilon), x.dtype)
 
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
@@ -436,6 +489,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
 
 
 relu, sigmoid, tanh, stack, multiply = ops.relu, ops.sigmoid, ops.tanh, ops.stack, ops.multiply
+reshape, concatenate, zeros_like = ops.reshape, ops.concatenate, ops.zeros_like
 
 
 def maximum(a: Any, b: Any) -> Any:
@@ -465,6 +519,23 @@ def activate(z: Any, act: str) -> Any:
     return {"relu": relu, "silu": ops.silu, "hard_swish": hard_swish}[act](z)
 
 
+def adaptive_avg_pool(x: Any, size: int | Sequence[Any]) -> Any:
+    """Return means over windows: (N, *S, C) -> (N, *size, C). size: windows per spatial axis, or of every one.
+
+    Windows are those of torch.nn.AdaptiveAvgPool2d; keras.layers.AdaptiveAveragePooling2D accepts no unknown sizes.
+    Half precision is computed in float32.
+    """
+    y = ops.cast(x, wide(x.dtype))
+    for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=1):
+        old, i = ops.shape(x)[axis], ops.arange(new, dtype="int32")[:, None]
+        low, high, width = i * old // new, ((i + 1) * old + new - 1) // new, (old + new - 1) // new + 1
+        j = low + ops.arange(width, dtype="int32")    # (new, size of the largest window)
+        pixels = ops.moveaxis(ops.take(y, ops.reshape(ops.minimum(j, old - 1), (-1,)), axis), axis, -1)
+        windows = ops.where(j < high, ops.reshape(pixels, (*ops.shape(pixels)[:-1], new, width)), 0)
+        y = ops.moveaxis(ops.sum(windows, axis=-1) / ops.cast(high - low, y.dtype)[:, 0], -1, axis)
+    return ops.cast(y, x.dtype)
+
+
 def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:
     """Take the first channel of each group of consecutive channels, then the second of each; the shape is that of x.
 
@@ -473,6 +544,38 @@ def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:
     shape, axis = tuple(ops.shape(x)), x.ndim - 1 if channels_last else 1
     grouped = ops.reshape(x, (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :]))
     return ops.reshape(ops.swapaxes(grouped, axis, axis + 1), shape)
+
+
+def fold_groups(x: Any, groups: int, channels_last: bool) -> Any:
+    """Move groups of consecutive channels into the batch, as channels last: x -> (N * groups, *S, C / groups).
+
+    x: (N, *S, C) or (N, C, *S).
+    """
+    last = to_last(x, channels_last)
+    *n, c = ops.shape(last)
+    grouped = ops.moveaxis(ops.reshape(last, (*n, groups, c // groups)), -2, 1)
+    return ops.reshape(grouped, (-1, *n[1:], c // groups))
+
+
+def unfold_groups(z: Any, groups: int) -> Any:
+    """Move the groups of `fold_groups` back: (N * groups, *S, K) -> (N, *S, groups * K)."""
+    _, *n, k = ops.shape(z)
+    return ops.reshape(ops.moveaxis(ops.reshape(z, (-1, groups, *n, k)), 1, -2), (-1, *n, groups * k))
+
+
+def repeat_channels(x: Any, times: int) -> Any:
+    """Repeat each channel `times` times in a row: (N, *S, C) -> (N, *S, C * times)."""
+    return ops.repeat(x, times, axis=-1)
+
+
+def channel_softmax(s: Any) -> Any:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return ops.softmax(s, axis=1) if s.shape[1] > 1 else 0 * s + 1   # keras.ops.softmax warns about one channel
+
+
+def weighted_sum(x: Any, p: Any) -> Any:
+    """Return the sum over the channels of x * p: (N, *S, C), (N, C) -> (N, *S, 1), as a product of matrices."""
+    return ops.matmul(x, ops.reshape(p, (-1, *(1,) * (x.ndim - 3), p.shape[-1], 1)))
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

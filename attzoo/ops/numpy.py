@@ -36,9 +36,33 @@ def expand_axis(s: Array, x: Array, axis: int) -> Array:
     return s.reshape(*s.shape[:2], *(1,) * axis, s.shape[2], *(1,) * (x.ndim - 3 - axis))
 
 
+def axis_means(x: Array) -> Array:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, C, *S) -> (N, C, sum of S)."""
+    return np.concatenate([axis_mean(x, axis) for axis in range(x.ndim - 2)], axis=2)
+
+
+def split_axes(z: Array, x: Array) -> list[Array]:
+    """Return the part of z of each spatial axis of x: (N, K, sum of S), (N, C, *S) -> (N, K, 1.., S[axis], 1..) each.
+
+    It reverses the concatenation of `axis_means`. The parts broadcast with x if K is C or 1.
+    """
+    parts = np.split(z, np.cumsum(x.shape[2:-1]), axis=2)
+    return [expand_axis(part, x, axis) for axis, part in enumerate(parts)]
+
+
 def max_pool(x: Array) -> Array:
     """Return the maximum over the spatial axes: (N, C, *S) -> (N, C)."""
     return np.asanyarray(x.max(axis=tuple(range(2, x.ndim))))
+
+
+def mean_and_max(x: Array, axis: int) -> Array:
+    """Return the mean and the maximum of x over an axis of C or *S: (N, C, *S) -> (N, 2, *map).
+
+    For axis 1 *map is *S. For another axis it is *S with C in the place of the axis, so that (N, C, H, W) gives
+    (N, 2, C, W) for axis 2 and (N, 2, H, C) for axis 3.
+    """
+    x = x.swapaxes(1, axis)
+    return np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)
 
 
 def spatial_norm(x: Array, order: int, epsilon: float) -> Array:
@@ -73,6 +97,18 @@ def weighted_pool(x: Array, p: Array) -> Array:
     The result is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
     """
     return np.asanyarray((x * p).sum(axis=tuple(range(2, x.ndim))))
+
+
+def relative_deviation(x: Array, epsilon: float, unbiased: bool) -> Array:
+    """Return (x - mean)^2 / (variance + epsilon), with mean and variance over the spatial axes: (N, C, *S) -> the same.
+
+    unbiased: whether the variance is the sum of squares divided by n - 1 instead of n, the number of positions. For
+    n = 1 it is 0.
+    """
+    axes = tuple(range(2, x.ndim))
+    d = np.square(x - x.mean(axis=axes, keepdims=True))
+    n = max(prod(x.shape[2:]) - unbiased, 1)
+    return np.asanyarray(d / (d.sum(axis=axes, keepdims=True) / n + epsilon))
 
 
 def expand(s: Array, x: Array) -> Array:
@@ -287,6 +323,31 @@ def channel_shuffle(x: Array, groups: int) -> Array:
     return grouped.swapaxes(1, 2).reshape(x.shape)
 
 
+def fold_groups(x: Array, groups: int) -> Array:
+    """Move groups of consecutive channels into the batch: (N, C, *S) -> (N * groups, C / groups, *S)."""
+    return x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
+
+
+def unfold_groups(z: Array, groups: int) -> Array:
+    """Move the groups of `fold_groups` back: (N * groups, K, *S) -> (N, groups * K, *S)."""
+    return z.reshape(z.shape[0] // groups, groups * z.shape[1], *z.shape[2:])
+
+
+def repeat_channels(x: Array, times: int) -> Array:
+    """Repeat each channel `times` times in a row: (N, C, *S) -> (N, C * times, *S)."""
+    return np.repeat(x, times, axis=1)
+
+
+def channel_softmax(s: Array) -> Array:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return position_softmax(s[:, None])[:, 0]
+
+
+def weighted_sum(x: Array, p: Array) -> Array:
+    """Return the sum over the channels of x * p: (N, C, *S), (N, C) -> (N, 1, *S)."""
+    return np.asanyarray((x * expand(p, x)).sum(axis=1, keepdims=True))
+
+
 def instance_norm(x: Array) -> Array:
     """Normalise each channel of each sample, without weights and running statistics: (N, C, *S) -> (N, C, *S)."""
     axes = tuple(range(2, x.ndim))
@@ -308,6 +369,19 @@ def pool(x: Array, window: Sequence[int]) -> Array:
     x = np.pad(x, [(0, 0), (0, 0), *missing], constant_values=-np.inf)
     split = [size for n, w in zip(x.shape[2:], window, strict=True) for size in (n // w, w)]
     return np.asanyarray(x.reshape(*x.shape[:2], *split).max(axis=tuple(range(3, 3 + 2 * len(window), 2))))
+
+
+def adaptive_avg_pool(x: Array, size: int | Sequence[int]) -> Array:
+    """Return means over windows: (N, C, *S) -> (N, C, *size). size: windows per spatial axis, or of every one.
+
+    Window i of n, along an axis of m pixels, begins at pixel floor(i * m / n) and ends before ceil((i + 1) * m / n), as
+    in torch.nn.AdaptiveAvgPool2d. Windows overlap if n does not divide m; n may be larger than m.
+    """
+    for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=2):
+        old = x.shape[axis]
+        windows = [range(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
+        x = np.stack([x.take(window, axis).mean(axis) for window in windows], axis)
+    return x
 
 
 def crop(x: Array, size: Sequence[int]) -> Array:

@@ -31,6 +31,7 @@ CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 
 DTYPES = (torch.float16, torch.bfloat16, *EXACT)   # supported by all operations of a block
 FEW = 256   # pixels in the batch below which computing a wider kernel costs more time than it saves
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
+ADAPTIVE_AVG_POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 def require_tensors(*inputs: Any, role: str = "") -> None:
@@ -101,11 +102,19 @@ def initialize(tensor: Tensor, weight: Weight) -> None:
 
 
 class Linear(nn.Linear):
-    """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O)."""
+    """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O).
+
+    For one output, in eager mode on a CPU, it is a sum of products: a matrix product takes twice as long, because it
+    copies x as channels last, and for thousands of channels its rounding error is five times as large.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the linear map of x (N, I, *S)."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        last = x.movedim(1, -1)
+        if self.out_features > 1 or not guard.is_eager_on_cpu(x):
+            return super().forward(last).movedim(-1, 1)
+        y = (last * self.weight[0]).sum(-1, keepdim=True).movedim(-1, 1)
+        return y if self.bias is None else y + self.bias
 
 
 class LayerNorm(nn.LayerNorm):
@@ -128,6 +137,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x (N, C, *S) in the dtype of x."""
+        if guard.is_exporting():   # ONNX Runtime's variance is a difference, which is inexact if the mean is large
+            means = x.unflatten(1, (self.num_groups, -1)).flatten(2).mean(2)   # (N, groups)
+            x = x - expand(means.repeat_interleave(self.num_channels // self.num_groups, 1), x)
         y = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
         return in_dtype_of(x, y)   # under autocast on CUDA, torch.group_norm returns float32
 
@@ -183,9 +195,32 @@ def expand_axis(s: Tensor, x: Tensor, axis: int) -> Tensor:
     return s[(slice(None), slice(None), *(None,) * axis, slice(None), *(None,) * (x.ndim - 3 - axis))]
 
 
+def axis_means(x: Tensor) -> Tensor:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, C, *S) -> (N, C, sum of S)."""
+    return torch.cat([axis_mean(x, axis) for axis in range(x.ndim - 2)], 2)
+
+
+def split_axes(z: Tensor, x: Tensor) -> list[Tensor]:
+    """Return the part of z of each spatial axis of x: (N, K, sum of S), (N, C, *S) -> (N, K, 1.., S[axis], 1..) each.
+
+    It reverses the concatenation of `axis_means`. The parts broadcast with x if K is C or 1.
+    """
+    return [expand_axis(part, x, axis) for axis, part in enumerate(z.split(list(x.shape[2:]), 2))]
+
+
 def max_pool(x: Tensor) -> Tensor:
     """Return the maximum over the spatial axes: (N, C, *S) -> (N, C). The gradient is split among equal maxima."""
     return x.amax(tuple(range(2, x.ndim)))
+
+
+def mean_and_max(x: Tensor, axis: int) -> Tensor:
+    """Return the mean and the maximum of x over an axis of C or *S: (N, C, *S) -> (N, 2, *map).
+
+    For axis 1 *map is *S. For another axis it is *S with C in the place of the axis, so that (N, C, H, W) gives
+    (N, 2, C, W) for axis 2 and (N, 2, H, C) for axis 3. The gradient is split among equal maxima.
+    """
+    x = x.transpose(1, axis)
+    return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
 
 
 def spatial_norm(x: Tensor, order: int, epsilon: float) -> Tensor:
@@ -223,6 +258,19 @@ def weighted_pool(x: Tensor, p: Tensor) -> Tensor:
     The result is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
     """
     return in_dtype_of(x, (x * p).sum(tuple(range(2, x.ndim))))
+
+
+def relative_deviation(x: Tensor, epsilon: float, unbiased: bool) -> Tensor:
+    """Return (x - mean)^2 / (variance + epsilon), with mean and variance over the spatial axes: (N, C, *S) -> the same.
+
+    unbiased: whether the variance is the sum of squares divided by n - 1 instead of n, the number of positions. For
+    n = 1 it is 0. Half precision is computed in float32, because squares may overflow float16.
+    """
+    space = tuple(range(2, x.ndim))
+    wide = x if x.dtype in EXACT else x.float()
+    d = (wide - wide.mean(space, keepdim=True)).square()
+    n = d.new_full((), prod(x.shape[2:]) - int(unbiased)).clamp(min=1)   # max() would fix the sizes of a graph
+    return in_dtype_of(x, d / (d.sum(space, keepdim=True) / n + epsilon))
 
 
 def expand(s: Tensor, x: Tensor) -> Tensor:
@@ -313,6 +361,28 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     return in_dtype_of(x, y)   # under autocast, 3-D pooling returns float32
 
 
+def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
+    """Return means over windows: (N, C, *S) -> (N, C, *size). size: windows per spatial axis, or of every one.
+
+    Windows are those of torch.nn.AdaptiveAvgPool2d. Its operator is used in eager mode. Graphs, which must be valid for
+    other sizes, half precision, which needs sums in float32, and deterministic mode, in which its gradient raises an
+    error on CUDA, gather the pixels of each window instead.
+    """
+    sizes = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
+    if not is_traced and x.dtype in EXACT and not torch.are_deterministic_algorithms_enabled():
+        return ADAPTIVE_AVG_POOL[len(sizes)](x, sizes)
+    y = x if x.dtype in EXACT else x.float()
+    for axis, new in enumerate(sizes, start=2):
+        old, i = y.shape[axis], torch.arange(new, device=x.device)[:, None]
+        low, high = i * old // new, ((i + 1) * old + new - 1) // new
+        j = low + torch.arange((old + new - 1) // new + 1, device=x.device)   # (new, size of the largest window)
+        pixels = y.index_select(axis, j.clamp(max=old - 1).flatten()).movedim(axis, -1)
+        windows = pixels.reshape(*pixels.shape[:-1], *j.shape)
+        y = (windows.where(j < high, 0).sum(-1) / (high - low)[:, 0]).movedim(-1, axis)
+    return in_dtype_of(x, y)
+
+
 class _Repeating:
     """Mixin for a convolution after nearest upsampling by `repeat`, per axis: (N, I, *S) -> (N, O, *S * repeat).
 
@@ -386,6 +456,31 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
+def fold_groups(x: Tensor, groups: int) -> Tensor:
+    """Move groups of consecutive channels into the batch: (N, C, *S) -> (N * groups, C / groups, *S)."""
+    return x.unflatten(1, (groups, -1)).flatten(0, 1)
+
+
+def unfold_groups(z: Tensor, groups: int) -> Tensor:
+    """Move the groups of `fold_groups` back: (N * groups, K, *S) -> (N, groups * K, *S)."""
+    return z.unflatten(0, (-1, groups)).flatten(1, 2)
+
+
+def repeat_channels(x: Tensor, times: int) -> Tensor:
+    """Repeat each channel `times` times in a row: (N, C, *S) -> (N, C * times, *S)."""
+    return x.repeat_interleave(times, 1)
+
+
+def channel_softmax(s: Tensor) -> Tensor:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return s.softmax(1)
+
+
+def weighted_sum(x: Tensor, p: Tensor) -> Tensor:
+    """Return the sum over the channels of x * p: (N, C, *S), (N, C) -> (N, 1, *S), as a product of matrices."""
+    return (p[:, None] @ x.flatten(2)).reshape(-1, 1, *x.shape[2:])
+
+
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
     if not guard.is_exporting():
@@ -450,8 +545,9 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 
 _WRAPPED = (
-    "avg_pool", "axis_mean", "max_pool", "spatial_norm", "position_softmax", "weighted_pool", "expand",
-    "expand_axis", "add_and_activate", "pool", "channel_shuffle", "crop", "widen", "repeat", "upsample", "resize",
+    "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "spatial_norm", "position_softmax",
+    "weighted_pool", "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool", "adaptive_avg_pool",
+    "channel_shuffle", "weighted_sum", "crop", "widen", "repeat", "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes

@@ -249,7 +249,7 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     source, out = Path(source), Path(out)
     name = _stem(source)
     folder = usable_folder(out / (name if name.strip(".") else "_" * len(name)))   # out/".." is the parent of out
-    if not source.is_file():
+    if source.is_dir() or not source.exists():
         absent = f"no file {source}: give an existing path"
         got = f"the folder {source}: give one of its files" if source.is_dir() else absent
         raise FileNotFoundError(f"expected one image or volume, got {got}")

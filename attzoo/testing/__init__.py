@@ -305,7 +305,7 @@ def _raises(call: Callable[[], Any]) -> bool:
 
 def _specs_with_other_values(case: Case, argument: str) -> Iterator[Spec]:
     """Yield the spec of the case with each valid value of one argument."""
-    for value in choices(type(case.spec)).get(argument, (case.channels + 1,)):
+    for value in choices(type(case.spec)).get(argument, (case.channels + 1, 2 * case.channels)):
         try:
             yield type(case.spec)(**({"channels": case.channels} | dict(case.options) | {argument: value}))
         except ValueError:

@@ -99,8 +99,8 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
     cls = registry.get(name, backend="numpy")
     channels = pick(CHANNELS[:4] if small else CHANNELS)
     values_by_option = {option: _few(option, values) if small else values for option, values in choices(cls).items()}
-    options = {option: pick(values) for option, values in values_by_option.items()}
-    options = allowed(cls, channels, options)
+    drawn = {option: pick(values) for option, values in values_by_option.items()}
+    channels, options = accepted(cls, channels, drawn)
     spec = cls(channels, **options)   # type: ignore[call-arg]
     rank = getattr(spec, "spatial_dims", None) or pick((2, 1, 3))
     batch = pick((2, 3) if small else (2, 1, 3))
@@ -143,6 +143,22 @@ def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str
             continue
         valid[option] = value
     return valid
+
+
+def accepted(cls: type[Spec], channels: int, options: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return the least number of channels >= `channels` that the spec accepts, and its `allowed` options there.
+
+    Raises the error of the spec if it accepts none up to 1000 larger, which is no multiple of its groups, for example.
+    """
+    for count in range(channels, channels + 1001):
+        valid = allowed(cls, count, dict(options))
+        try:
+            cls(count, **valid)   # type: ignore[call-arg]
+        except ValueError as err:
+            error = err
+            continue
+        return count, valid
+    raise error
 
 
 def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:

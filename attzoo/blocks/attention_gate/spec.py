@@ -132,6 +132,10 @@ class AttentionGate(BlockSpec):
 
         With `channels_last`, they are (N, *S, C) and (N, *G, G).
         """
+        axis, channels = -1 if channels_last else 1, (self.channels, self.gating_channels)
+        if min(len(x), len(g)) > 2 and (x[axis], g[axis]) == channels[::-1] != channels:
+            got = f"{x[axis]} and {g[axis]}: pass x, the skip connection, before g, the gating signal"
+            raise ValueError(f"expected x with {channels[0]} channels and g with {channels[1]}, got {got}")
         contract.check_shape(x, self.channels, self.spatial_dims, channels_last, least=self.strides)
         contract.check_shape(g, self.gating_channels, self.spatial_dims, channels_last)
         if None not in (x[0], g[0]) and x[0] != g[0]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ...contract import Keys, Source
+from ...contract import Keys, Source, Unsupported
 from ..sources import only_channels
 
 
@@ -19,6 +19,20 @@ def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 NAMES: Final = {"conv.weight": "conv.weight"}
 KEYS: Final = dict.fromkeys(("timm", "official"), (Keys(NAMES, vectors={"conv.weight": (2, 0)}),))   # (1, 1, k)
+UNSUPPORTED: Final = (
+    Unsupported(
+        "timm",
+        "EcaModule with use_mlp=True",
+        "has a second convolution, and a bias in the first: create it without this argument",
+        {"conv.weight": (), "conv2.weight": ()},
+    ),
+    Unsupported(
+        "xmu",
+        "ECAAttention",
+        "has a bias in its convolution, which ECA does not have: remove the bias if it is 0",
+        {"conv.weight": (), "conv.bias": (1,)},
+    ),
+)
 SOURCES: Final = {
     "timm": Source("timm", "timm.layers", "EcaModule", "timm", only_channels, NAMES, in_resnets=True, read=read),
     "timm_circular": Source(

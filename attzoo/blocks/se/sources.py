@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...contract import ACTIVATIONS, GATES, Keys, Source
+from ...contract import ACTIVATIONS, GATES, Keys, Source, Unsupported
 from ..sources import keras_layers, linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
@@ -12,10 +12,11 @@ CONV_NAMES: Final = linear(squeeze="conv_reduce", excite="conv_expand")
 MODULE: Final = Keys(NAMES, axes=2)               # timm's SEModule, torchvision's SqueezeExcitation
 EFFICIENTNET: Final = Keys(CONV_NAMES, axes=2)    # SqueezeExcite of timm's MobileNets and EfficientNets
 KERAS_MOBILENET: Final = Keys(   # of keras.applications.MobileNetV3
-    keras_layers(squeeze="squeeze_excite_conv", excite="squeeze_excite_conv_1"), axes=2, channels_last=True
-)
+    keras_layers(squeeze="squeeze_excite_conv", excite="squeeze_excite_conv_1"), axes=2, channels_last=True,
+    product="squeeze_excite_mul",
+)   # fmt: skip
 KERAS_EFFICIENTNET: Final = Keys(   # of keras.applications.EfficientNet and EfficientNetV2
-    keras_layers(squeeze="se_reduce", excite="se_expand"), axes=2, channels_last=True
+    keras_layers(squeeze="se_reduce", excite="se_expand"), axes=2, channels_last=True, product="se_excite"
 )
 KEYS: Final = {   # `load_weights` reads every layout of a name, and `export_weights` writes the first
     "timm": (MODULE, EFFICIENTNET),
@@ -32,6 +33,17 @@ READ: Final[dict[str, Any]] = {   # fields of `Source` for classes with gate and
     "read": read_perceptron,
     "choices": tuple({"gate": gate, "act": act} for gate in GATES for act in ACTIVATIONS),
 }
+
+
+UNSUPPORTED: Final = (
+    Unsupported(
+        "timm",
+        "SEModule with norm_layer",
+        "has a norm between its two layers. For inference, fold it: module.fc1 = "
+        "torch.nn.utils.fusion.fuse_conv_bn_eval(module.fc1, module.bn), then module.bn = nn.Identity()",
+        {"fc1.weight": (), "bn.weight": (), "fc2.weight": ()},
+    ),
+)
 
 
 def torchvision_arguments(spec: Any) -> dict[str, Any]:

@@ -30,8 +30,7 @@ class SpatialAttention(Block):
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """Return the coefficients: (N, *S, C) -> (N, *S, 1)."""
         self.check_inputs(x)
-        c = -1 if self.channels_last else 1
-        pools = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
+        pools = ops.mean_and_max(x, 1, self.channels_last)    # (N, *S, 2)
         return ops.from_last(self.coefficients(pools, training), self.channels_last)
 
     def coefficients(self, maps: Any, training: bool | None = None) -> Any:

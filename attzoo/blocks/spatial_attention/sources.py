@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...contract import Keys, Source
+from ...contract import Keys, Source, Unsupported
 from ..sources import norm, read_kernel
 
 NAMES: Final = {"conv.weight": "conv.conv.weight"} | norm(norm="conv.bn")
@@ -14,6 +14,21 @@ KEYS: Final = {
         Keys({"conv.weight": "spatial.conv.weight"} | norm(norm="spatial.bn"), max_first=("conv.weight",)),
     ),
 }
+
+UNSUPPORTED: Final = (
+    Unsupported(
+        "timm",
+        "LightSpatialAttn",
+        "convolves 0.5 * mean + 0.5 * max, one plane instead of two",
+        {"conv.conv.weight": (1, 1, None, None)},
+    ),
+    Unsupported(
+        "xmu",
+        "SpatialAttention",
+        "has a bias in its convolution",
+        {"conv.weight": (1, 2, None, None), "conv.bias": (1,)},
+    ),
+)
 
 
 def timm_arguments(spec: Any) -> dict[str, Any]:

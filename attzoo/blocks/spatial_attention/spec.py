@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Final
 
-import numpy as np
-
 from ... import contract
 from ...contract import Array, Example, Weight, batch_norm, fan_in_uniform
 from ...ops import numpy as ops
@@ -58,8 +56,7 @@ class SpatialAttention(BlockSpec):
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, 1, *S). Return the coefficients."""
         self.check_inputs(x.shape)
-        pools = np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)    # (N, 2, *S)
-        return self.coefficients(pools, weights, training)
+        return self.coefficients(ops.mean_and_max(x, 1), weights, training)
 
     def coefficients(self, maps: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
         """Return the coefficients (N, 1, *S) from average and maximum over channels, (N, 2, *S)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...fast import cpu
@@ -38,7 +37,7 @@ class SpatialAttention(Block):
     def attention(self, x: Tensor) -> Tensor:
         """Return the coefficients: (N, C, *S) -> (N, 1, *S)."""
         self.check_inputs(x)
-        return self.coefficients(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
+        return self.coefficients(ops.mean_and_max(x, 1))
 
     def coefficients(self, maps: Tensor) -> Tensor:
         """Return the coefficients (N, 1, *S) from average and maximum over channels, (N, 2, *S)."""

@@ -1,4 +1,4 @@
-"""scSE in PyTorch."""
+"""scSE with any combination, in PyTorch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from attzoo.ops import torch as ops
 from . import spec
 
 
-class ScSE(Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ScSE`."""
+class Combined(Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.Combined`."""
 
-    spec: spec.ScSE
+    spec: spec.Combined
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class ScSE(Block):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(args := spec.ScSE(channels, width, combination))
+        super().__init__(args := spec.Combined(channels, width, combination))
         options = ops.factory_options(device, dtype)
         self.squeeze = nn.Linear(args.channels, args.width, **options)
         self.excite = nn.Linear(args.width, args.channels, **options)

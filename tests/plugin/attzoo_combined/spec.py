@@ -1,4 +1,4 @@
-"""The definition of scSE in NumPy; torch.py and keras.py must agree with this file."""
+"""The definition of scSE with any combination, in NumPy; torch.py and keras.py must agree with this file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES: Final = {"": Example({"channels": 6}, ((2, 6, 6, 5),))}
 
 
 @dataclass(frozen=True)
-class ScSE(BlockSpec):
+class Combined(BlockSpec):
     """channels: C >= 1, channels of the input.
 
     width: R >= 1, channels between the two linear maps.

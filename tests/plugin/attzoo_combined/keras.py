@@ -1,4 +1,4 @@
-"""scSE in Keras 3, on whichever backend Keras runs."""
+"""scSE with any combination, in Keras 3, on whichever backend Keras runs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from attzoo.ops.keras import keras
 from . import spec
 
 
-@keras.saving.register_keras_serializable(package="attzoo_scse")
-class ScSE(Block):
-    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.ScSE`."""
+@keras.saving.register_keras_serializable(package="attzoo_combined")
+class Combined(Block):
+    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.Combined`."""
 
-    spec: spec.ScSE
+    spec: spec.Combined
 
     def __init__(
         self, channels: int, width: int = 2, combination: str = "sum_of_products", **kwargs: Any
     ) -> None:
-        super().__init__(spec.ScSE(channels, width, combination), **kwargs)
+        super().__init__(spec.Combined(channels, width, combination), **kwargs)
         self.squeeze, self.excite, self.score = self.linear("squeeze"), self.linear("excite"), self.linear("score")
 
     def build(self, input_shape: Any) -> None:

@@ -1,4 +1,4 @@
-"""scSE, concurrent squeeze and excitation: coefficients of channels and coefficients of positions.
+"""scSE with any combination: coefficients of channels and coefficients of positions, combined by name.
 
     s = mean of x over space                                      (N, C)
     channel = sigmoid(W2 relu(W1 s + b1) + b2)                    (N, C)

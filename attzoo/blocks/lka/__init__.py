@@ -1,0 +1,22 @@
+"""Large kernel attention (LKA): three cheap convolutions that together see a large window compute a factor per value.
+
+    h = local(x)                 (N, C, *S)    of each channel, with zero padding
+    h = dilated(h)               (N, C, *S)    of each channel, with zero padding
+    a = mix.weight h + mix.bias  (N, C, *S)    a linear map of the channels at each position
+    y = x * a                    (N, C, *S)
+
+With kernel_size=21 and separable=False, `local` has 5 taps along each axis, and `dilated` 7 taps at a distance of 3.
+With separable=True (LSKA, large separable kernel attention) each is a sequence of kernels along one axis each, the last
+axis first: `local1`, `local2`, then `dilated1`, `dilated2` in 2-D.
+
+Use it as the attention of a convolutional network that has large windows in place of self-attention, as VAN does
+between two 1x1 convolutions. The coefficients have no sigmoid: they may be negative or above 1. Into a trained network,
+put it with start="identity".
+
+Source: Guo, Lu, Liu, Cheng, Hu, "Visual Attention Network", Computational Visual Media 2023, arXiv:2202.09741, section
+3.1; Lau, Po, Rehman, "Large Separable Kernel Attention", Expert Systems with Applications 2024, arXiv:2309.01439.
+
+Where we differ: not in the function. Kernel sizes that the official code does not have are refused; there, others give
+a module without layers. Initial weights are those of torch's convolutions; the networks of both papers draw others. The
+sources are 2-D; spatial_dims=1 and 3 have the same taps along one and three axes.
+"""

@@ -1,0 +1,211 @@
+"""Read and write the weights of all blocks of a model with the keys of another library.
+
+The keys of a block are found by the path of the block, or else by the order of the blocks in the state dict.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import registry
+from .checkpoints import read_checkpoint
+from .contract import Array, Keys, shorten, without_prefix
+from .exchange import StoredBlock, arrays_for, arrays_from, stored_blocks, unwrapped, without_wrappers
+from .parts import Part
+
+
+@dataclass(frozen=True)
+class PartState:
+    """The part of a state dict with the arrays of one block.
+
+    Args:
+        state: arrays by key.
+        path: what the keys begin with, without the separator; "" for the whole state dict.
+        by: as in `parts.Match`.
+
+    """
+
+    state: Mapping[str, Any]
+    path: str
+    by: str
+
+
+def read_parts(parts: Sequence[Part], state: Any, source: str) -> tuple[list[tuple[Part, Part, str]], dict[str, Array]]:
+    """Return the matches, as `parts.match_parts` does, and the arrays of parts from a library's state dict.
+
+    `state` may be the path of a checkpoint. The arrays are by their names in the whole model, with the current values
+    of "gamma", which no library has. Errors about a block in a model begin with its path.
+    """
+    state = unwrapped(read_checkpoint(Path(state)) if isinstance(state, (str, os.PathLike)) else state)
+    layouts = [layouts_of(part, "source", source) for part in parts]
+    matches: list[tuple[Part, Part, str]] = []
+    arrays: dict[str, Array] = {}
+    for part, options, stored in zip(parts, layouts, _states(parts, layouts, state, source), strict=True):
+        name = registry.name_of(part.spec)
+        try:
+            read = arrays_from(stored.state, part.spec, options, source, registry.unsupported(name))
+        except (TypeError, ValueError) as err:
+            if not part.path:
+                raise
+            raise type(err)(f"{part.path}: {err}") from err
+        arrays |= {part.key(name): array for name, array in read.items()}
+        if part.start == "identity":
+            arrays[part.key("gamma")] = part.read()[part.key("gamma")]
+        matches.append((part, replace(part, path=stored.path, holder=None), stored.by))
+    return matches, arrays
+
+
+def write_parts(parts: Sequence[Part], target: str) -> dict[str, Array]:
+    """Return the arrays of parts with the keys and shapes of another library. Raise ValueError if keys are the same."""
+    exported: dict[str, Array] = {}
+    for part in parts:
+        prefix, layout = _prefix_and_layout(part, layouts_of(part, "target", target))
+        arrays = without_prefix(part.path, part.read()) if part.path else part.read()
+        keyed = {prefix + key: array for key, array in arrays_for(arrays, part.spec, layout).items()}
+        if same := exported.keys() & keyed.keys():
+            fix = "export each model in it"
+            raise ValueError(f"expected blocks with different keys, got two with {min(same)}, at {part.path!r}: {fix}")
+        exported |= keyed
+    return exported
+
+
+def layouts_of(part: Part, argument: str, name: str) -> tuple[Keys, ...]:
+    """Return the layouts in which the library `name` stores a block. Raise ValueError if the library is unknown.
+
+    `argument` is the name of the argument with `name`, "source" or "target", for the error.
+    """
+    block = registry.name_of(part.spec)
+    known = registry.keys(block)
+    for module in registry.unsupported(block):
+        if name == module.library and name not in known:
+            raise ValueError(f"expected a {argument} whose weights the block can have, got {module}")
+    layouts = known[registry.known_name(f"{argument} of {block}", name, known)]
+    layouts_of_spec: tuple[Keys, ...] = layouts(part.spec) if callable(layouts) else layouts
+    return layouts_of_spec
+
+
+def _prefix_and_layout(part: Part, layouts: Sequence[Keys]) -> tuple[str, Keys]:
+    """Return the prefix of a part's keys and the layout to write: that of the layers that it replaced, or the first."""
+    for layout in layouts:
+        if (prefix := _layer_prefix(part.path, layout)) is not None:
+            return prefix, layout
+    return (f"{part.path}." if part.path else ""), layouts[0]
+
+
+def _layer_prefix(path: str, layout: Keys) -> str | None:
+    """Return the common prefix of the names of the Keras layers that the block at a path replaced; None if unknown.
+
+    `swap` gives the block the name of the last of them.
+    """
+    name = path.rpartition(".")[2]
+    if not layout.product or not name.endswith(layout.product):
+        return None
+    prefix = name.removesuffix(layout.product)
+    return prefix if prefix.endswith(("_", "/")) or not prefix else None
+
+
+# ---- the arrays of each block in a state dict ------------------------------------------------------------------------
+
+
+def _states(
+    parts: Sequence[Part], layouts: Sequence[tuple[Keys, ...]], state: Mapping[str, Any], source: str
+) -> list[PartState]:
+    """Return the part of a state dict for each block: by path if the state dict has any of the paths, or by order."""
+    if len(parts) == 1 and not parts[0].path:
+        return [PartState(state, "", "path")]
+    outer = _outer_prefix(parts, state)
+    by_path = [_state_at(part.path, outer, options, state) for part, options in zip(parts, layouts, strict=True)]
+    if not any(stored.state for stored in by_path):
+        return _in_order(parts, layouts, state, source)
+    keys: dict[str, Part] = {}
+    for part, stored in zip(parts, by_path, strict=True):
+        for key in stored.state:
+            if key in keys:
+                got = f"{key} for both {keys[key].path!r} and {part.path!r}"
+                raise ValueError(f"expected different keys for each block, got {got}: load each model in it")
+            keys[key] = part
+    return by_path
+
+
+def _outer_prefix(parts: Sequence[Part], state: Mapping[str, Any]) -> str:
+    """Return what precedes the paths of all parts in keys, such as "model." of Lightning; "" if nothing."""
+    paths = [without_wrappers(f"{part.path}.") for part in parts]
+    prefixes = {key[: key.index(f".{paths[0]}") + 1] for key in state if f".{paths[0]}" in key}
+    for prefix in sorted({"", *prefixes}, key=len):
+        if all(any(key.startswith(prefix + path) for key in state) for path in paths):
+            return prefix
+    return ""
+
+
+def _state_at(path: str, outer: str, layouts: Sequence[Keys], state: Mapping[str, Any]) -> PartState:
+    """Return the arrays of the block at a path: of keys that begin with it, or of the Keras layers that it replaced."""
+    path = outer + without_wrappers(f"{path}.")   # as in the keys of `unwrapped`
+    if own := {key: value for key, value in state.items() if key.startswith(path)}:
+        return PartState(own, path[:-1], "path")
+    for layout in layouts:
+        if (prefix := _layer_prefix(path[:-1], layout)) is not None:
+            ends = tuple(prefix + key for key in layout.names.values())
+            own = {key: value for key, value in state.items() if key.endswith(ends) and _layer_and_array(key) in ends}
+            if own:
+                return PartState(own, prefix.rstrip("_/"), "path")
+    return PartState({}, path[:-1], "path")
+
+
+def _layer_and_array(key: str) -> str:
+    """Return the last two names in the path of a Keras variable, those of the layer and of its array."""
+    return "/".join(key.split("/")[-2:])
+
+
+def _in_order(
+    parts: Sequence[Part], layouts: Sequence[tuple[Keys, ...]], state: Mapping[str, Any], source: str
+) -> list[PartState]:
+    """Return the part of a state dict for each block, by the order of the blocks of the same class.
+
+    Raises ValueError unless the state dict has as many blocks, of the same shapes.
+    """
+    iterators: dict[type, Iterator[StoredBlock]] = {}
+    found: list[PartState] = []
+    for part, options in zip(parts, layouts, strict=True):
+        kind = type(part.spec)
+        if kind not in iterators:
+            same_kind = [item for item in parts if type(item.spec) is kind]
+            iterators[kind] = iter(_blocks_of_kind(same_kind, options, state, source))
+        stored = next(iterators[kind])
+        own = {key: value for key, value in state.items() if key.startswith(stored.prefix)}
+        if stored.layout.channels_last:   # other blocks' keys may begin with this prefix too
+            own = {key: state[key] for key in stored.keys(part.spec).values()}
+        is_single = sum(type(item.spec) is kind for item in parts) == 1
+        found.append(PartState(own, stored.prefix.rstrip("._/"), "kind" if is_single else "order"))
+    return found
+
+
+def _blocks_of_kind(
+    parts: Sequence[Part], layouts: tuple[Keys, ...], state: Mapping[str, Any], source: str
+) -> list[StoredBlock]:
+    """Return the blocks in a state dict that have the shapes of parts of one class, in its order."""
+    by_first_key = {
+        next(iter(block.keys(part.spec).values())): block
+        for part in parts
+        for block in stored_blocks(state, part.spec, layouts, same_shapes=True)
+    }
+    found = [by_first_key[key] for key in state if key in by_first_key]
+    if len(found) != len(parts):
+        raise _count_error(parts, layouts, source, found)
+    return found
+
+
+def _count_error(
+    parts: Sequence[Part], layouts: Sequence[Keys], source: str, found: Sequence[StoredBlock]
+) -> ValueError:
+    """Return the error for a state dict with another number of blocks than a model."""
+    keys = " or ".join(next(iter(layout.names.values())) for layout in layouts)
+    paths = [shorten(", ".join(map(repr, names)), 200)
+             for names in ([part.path for part in parts], [block.prefix for block in found])]   # fmt: skip
+    at_paths = f" after {paths[1]}" if found else ""
+    expected = f"{len(parts)} blocks of {source} for those at {paths[0]}, with keys such as {keys} and their shapes"
+    fix = "give the arrays of these blocks only, or load each block by load_weights(block, ..., source=...)"
+    return ValueError(f"expected {expected}, got {len(found)} of them{at_paths}: {fix}")
