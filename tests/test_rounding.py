@@ -121,6 +121,9 @@ HARD_CASES = {   # cases of long test runs in which correct implementations exce
     "a norm over two nearly equal values": (
         "one step", Case("attention_gate", 2, GATE | {"stride": 2, "skip_bias": True, "spatial_dims": 3},
                          ((2, 2, 3, 3, 3), (2, 1, 3, 3, 3)), "float32", seed=179)),
+    "a bias before a batch norm, whose gradient is 0": (
+        "training", Case("attention_gate", 2, GATE | {"stride": 2, "interpolation": "nearest", "spatial_dims": 1},
+                         ((2, 2, 2), (2, 1, 2)), "float32", True, seed=388)),
     "a condition that four draws underestimate": (
         "outputs",
         Case("attention_gate", 33, GATE | {"spatial_dims": 1}, ((3, 33, 3), (3, 1, 7)), "float32", seed=144)),

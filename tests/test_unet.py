@@ -150,6 +150,20 @@ def test_random_networks_and_sizes_equal_the_spec(network):
         assert_arrays_close(adapter(backend).forward(net, [x], training=False), expected, 1e-11 * LOOSE)
 
 
+@pytest.mark.parametrize(("strides", "kernel_size"), [((3, 2), 3), ((3, 3), 3), ((4, 2), 5)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_transposed_convolution_whose_last_kernel_ends_before_the_last_pixel_equals_the_spec(
+    strides, kernel_size, backend
+):
+    options = {"up": "transpose", "up_kernel_size": kernel_size, "norm": "instance"}
+    spec = UNet(1, 1, channels=(2, 2), strides=(strides,), **options)
+    arrays, x = draw(spec), image((1, 1, 5, 4))
+    net = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
+    load_weights(net, arrays)
+    expected = spec(x, weights=arrays)
+    assert_arrays_close(adapter(backend).forward(net, [x], training=False), expected, 1e-11 * LOOSE)
+
+
 SIZES = [(1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (7, 13), (8, 9), (17, 6), (33, 34)]   # the last: more than FEW
 
 

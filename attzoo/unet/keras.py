@@ -172,7 +172,12 @@ def _conv(create_layer: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> 
     layer_options = {"padding": "valid", "data_format": "channels_last", "name": name} | initializers
     if unit.transposed:
         Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
-        uncropped = create_layer(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
+        padded = x
+        if any(k - s < pixels for k, s, pixels in zip(unit.kernel, unit.stride, unit.padding, strict=True)):
+            # The last kernel ends before the last pixel of the output, which has only the bias.
+            Pad, pixels = getattr(keras.layers, f"ZeroPadding{dims}D"), [(0, 1)] * dims if dims > 1 else (0, 1)
+            padded = create_layer(Pad, pixels, name=f"{name}.pad", **_format(dims))(x)
+        uncropped = create_layer(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(padded)
         return create_layer(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([uncropped, x])
     Layer = getattr(layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
