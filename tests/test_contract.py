@@ -5,6 +5,7 @@ import inspect
 import json
 import pickle
 import zipfile
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from attzoo.blocks.cbam.torch import CBAM
 from attzoo.contract import Weight
 from attzoo.ops import torch as torch_ops
 from attzoo.ops.keras import keras
+from attzoo.unet.spec import UNet
 
 BACKENDS = ("numpy", "torch", "keras")
 REDUCTION = (
@@ -189,6 +191,19 @@ def test_choice_refuses_values_of_another_type(value):
 def test_choice_accepts_numpy_integers(value):
     spec = attzoo.create("spatial_attention", 8, backend="torch", spatial_dims=value).spec
     assert (spec.spatial_dims, type(spec.spatial_dims)) == (2, int)
+
+
+@pytest.mark.parametrize("backend", ["torch", "keras"])
+def test_old_location_of_blocks_warns(backend):
+    module = import_module(f"attzoo.ops.{backend}")
+    new = f"attzoo.blocks.{backend}"
+    with pytest.warns(DeprecationWarning, match=rf"^attzoo\.ops\.{backend}\.Block is deprecated .*: use {new}\.Block$"):
+        assert module.Block is import_module(new).Block
+
+
+@pytest.mark.parametrize(("skip", "expected"), [("attention_gate", {"gated": 1}), (None, {})])
+def test_config_of_an_older_version_without_gates_has_their_number_removed(skip, expected):
+    assert UNet.upgraded({"in_channels": 1, "skip": skip, "gated": 1}) == {"in_channels": 1, "skip": skip} | expected
 
 
 def test_old_names_of_initialization_warn():

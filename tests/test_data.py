@@ -10,7 +10,7 @@ import tifffile
 from pairs import BYTES, VOLUME, WORDS, cell_mask, coordinates, write_array, write_pairs
 from PIL import Image
 
-from attzoo.data import package
+from attzoo.data import Labels, package
 from attzoo.train.data import Folder, Preparation
 from attzoo.train.run import datasets
 from attzoo.train.settings import Settings
@@ -78,6 +78,7 @@ def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_pa
     pairs = write_pairs(tmp_path, 4, size)
     plain, flipped = (Folder(pairs, Preparation(normalise="none"), flip=flip, seed=3) for flip in (False, True))
     image, mask = plain[0, 0]
+    assert all(np.array_equal(plain[epoch, 0][0], image) for epoch in range(8))
     assert (image.dtype, mask.dtype) == (np.float32, np.int64)
     assert (image.shape[1:], mask.shape) == (size, size)
     outcomes = (1, 2) if len(size) == 2 else (2,) * 3   # a picture stays upright
@@ -110,21 +111,33 @@ def test_a_folder_has_the_channels_axes_and_samples_of_its_files(tmp_path):
     image, mask = Folder(pairs, Preparation((12, 20)), classes=7)[0, 1]
     assert image.shape == (3, 12, 20)
     assert mask[0, ::4].tolist() == [0, 6, 255, 1, 0]
-    few_pairs = Folder(pairs, classes=6)
-    assert few_pairs[0, 0][1].max() == 255
-    with pytest.raises(ValueError, match=r"class indices from 0 to 5, or 255 to ignore, in .*b_mask.png, got 6"):
-        few_pairs[0, 1]
+    few = Folder(pairs, classes=6)
+    assert few[0, 0][1].max() == 255
+    fix = "set a larger --classes, or list the value of each class by --labels"
+    message = rf"class indices from 0 to 5, or 255 to ignore, in .*b_mask.png, got 6: {fix}$"
+    with pytest.raises(ValueError, match=message):
+        few[0, 1]
     write_array(pairs[0][1], np.full((6, 5), 300, np.uint16))
-    with pytest.raises(ValueError, match=r"class indices from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300"):
+    with pytest.raises(ValueError, match=r"from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300: list the value"):
         assert Folder(pairs).counts
     with pytest.raises(ValueError, match="at least two classes, got one: set --classes 2 or more, or for masks of"):
         Folder(pairs, classes=1)
     with pytest.raises(ValueError, match="classes must be <= 255, because masks ignore the value 255, got 256"):
         Folder(pairs, classes=256)
     write_array(pairs[1][0], BYTES[1:, :, :3])
-    few_pairs.classes = None
+    few.classes = None
     with pytest.raises(ValueError, match=r"b.png and its mask to keep the size \(6, 5\), got \(5, 5\) and \(6, 5\)"):
-        few_pairs[0, 1]
+        few[0, 1]
+
+
+def test_labels_of_a_folder_give_the_classes_of_its_masks(tmp_path):
+    mask = np.array([[0, 128, 255]], np.uint8)
+    pair = write_array(tmp_path / "a.png", mask), write_array(tmp_path / "a_mask.png", mask)
+    folder = Folder([pair], labels=Labels((0, 255, 128)))
+    assert folder.classes == 3
+    np.testing.assert_array_equal(folder[0, 0][1], [[0, 2, 1]])
+    with pytest.raises(ValueError, match=r"class indices from 0 to 1, or 255 to ignore, in .*a_mask.png, got 2$"):
+        Folder([pair], classes=2, labels=folder.labels)[0, 0]
 
 
 DTYPES = np.uint8, np.uint16, np.float32, np.float64, np.int16
@@ -298,12 +311,12 @@ def test_a_mask_without_orientation_is_oriented_by_its_size(tmp_path):
         Folder([(image_file, stored)])
 
 
-def on_map(path, x=500.0, y=90.0, side=2.0, matrix=None):
-    """Write a GeoTIFF with a pixel of size `side`, and map coordinates x, y at column 3 and row 2; return its path.
+def on_map(path, x=500.0, y=90.0, side=2.0, height=None, matrix=None):
+    """Write a GeoTIFF with map coordinates x, y at column 3 and row 2, and return its path.
 
-    With `matrix`, the affine has this matrix instead.
+    A pixel has the width `side` and this height, by default equal. With `matrix`, the affine has this matrix instead.
     """
-    tags = [(33550, "d", 3, (side, side, 0.0), True), (33922, "d", 6, (3.0, 2.0, 0.0, x, y, 0.0), True)]
+    tags = [(33550, "d", 3, (side, height or side, 0.0), True), (33922, "d", 6, (3.0, 2.0, 0.0, x, y, 0.0), True)]
     if matrix is not None:
         tags = [(34264, "d", 16, tuple(np.ravel(matrix)), True)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -317,25 +330,46 @@ MATRIX = [[2.0, 0, 0, 494], [0, -2, 0, 94], [0, 0, 1, 0], [0, 0, 0, 1]]   # of t
 @pytest.mark.parametrize(("mask_map", "is_refused"), [
     ({}, False), ({"x": 500.1}, False), ({"matrix": MATRIX}, False), ({"x": 508.0}, True), ({"y": 80.0}, True),
     ({"side": 2.2}, True), ({"matrix": np.array(MATRIX) * [[1, 1, 1, 1.1]]}, True),
+    ({"matrix": np.diag([1, 1, 0, 1]) @ MATRIX}, False),       # as GDAL writes it, without a third coordinate
+    ({"matrix": MATRIX @ np.diag([1.1, 1.1, 1, 1])}, True),    # the first corner is equal
 ])   # fmt: skip
 def test_a_mask_with_other_map_coordinates_is_refused(mask_map, is_refused, tmp_path):
     pair = on_map(tmp_path / "a.tif"), on_map(tmp_path / "a_mask.tif", **mask_map)
     if not is_refused:
         assert len(Folder([pair])) == 1
         return
-    got = "got pixels of 2 x 2 starting at x 494, y 94 in the image and pixels of "
-    with pytest.raises(ValueError, match=rf"expected .*a_mask.tif at the map coordinates of its image .*a.tif, {got}"):
+    got = "got pixels of 2 x 2 starting at x 494, y 94 in the image and pixels of .* in the mask"
+    fix = "resample the mask to the image, or crop both to the same region"
+    message = rf"expected .*a_mask.tif at the map coordinates of its image .*a.tif, {got}: {fix}$"
+    with pytest.raises(ValueError, match=message):
         Folder([pair])
+
+
+def test_map_coordinates_of_pixels_that_are_not_square_are_compared(tmp_path):
+    matrix = [[2.0, 0, 0, 494], [0, -3, 0, 96], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert len(Folder([(on_map(tmp_path / "a.tif", height=3.0), on_map(tmp_path / "a_mask.tif", matrix=matrix))])) == 1
+
+
+@pytest.mark.parametrize("part", ["a.tif", "a_mask.tif"])
+def test_map_coordinates_in_only_one_file_are_not_compared(part, tmp_path):
+    pair = on_map(tmp_path / "a.tif"), on_map(tmp_path / "a_mask.tif")
+    tifffile.imwrite(tmp_path / part, BYTES[..., 0] // 128)
+    assert len(Folder([pair])) == 1
 
 
 def test_other_arguments_are_refused(tmp_path):
     pairs = write_pairs(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"2 numbers, one for each spatial axis of .*0.npy, got \(4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"2 numbers, one for each spatial axis of .*images.0\.npy, got \(4, 4, 4\)"):
         Folder(pairs, Preparation((4, 4, 4)))
-    with pytest.raises(ValueError, match="at least one image with its mask in pairs, got none"):
+    with pytest.raises(ValueError, match=r"^expected at least one image with its mask in pairs, got none$"):
         Folder([])
     with pytest.raises(TypeError, match=r"flip must be True or False, got 0\.5"):
         Folder(pairs, flip=0.5)
+    for name in ("classes", "seed"):
+        with pytest.raises(TypeError, match=rf"^{name} must be an integer, got 0\.5"):
+            Folder(pairs, **{name: 0.5})
+    folder = Folder(pairs)
+    assert (folder.flip, folder.seed) == (False, 0)
     with pytest.raises(ValueError, match="size must be 3 numbers, one for each spatial axis, got"):
         Preparation((4, 4))(VOLUME[None, ..., 0])
 
@@ -362,9 +396,10 @@ def test_error_for_images_of_different_sizes_names_the_options(tmp_path):
 def test_error_for_a_missing_package_has_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)   # importing it then raises ModuleNotFoundError
     needed = 'is not installed, and attzoo train needs it: pip install -e ".[train]" in a clone of attzoo'
-    with pytest.raises(ModuleNotFoundError, match=f"^nibabel {re.escape(needed)}$") as caught:
-        package("nibabel")
-    assert caught.value.name == "nibabel"
+    for name in ("nibabel", "no_such_package.module"):
+        with pytest.raises(ModuleNotFoundError, match=f"^{name} {re.escape(needed)}$") as caught:
+            package(name)
+        assert caught.value.name == name.partition(".")[0]
     (tmp_path / "incomplete.py").write_text("import no_such_dependency")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'no_such_dependency'$"):

@@ -14,7 +14,7 @@ import tifffile
 from pairs import AFFINE, BYTES, RANDOM, VOLUME, WORDS, coordinates, write_array
 from PIL import Image
 
-from attzoo.data import Labels, describe_image, read_image, read_mask, read_shape
+from attzoo.data import FileInfo, Labels, describe_image, read_image, read_mask, read_shape, unsupported_format
 from attzoo.train.data import Preparation
 
 
@@ -242,6 +242,12 @@ def test_a_bmp_of_a_grey_palette_gives_its_indices_and_greys(bits, greys, core, 
     assert read_shape(tmp_path / "a.bmp") == unit.shape
 
 
+def test_mask_in_a_bmp_with_a_core_header_may_begin_its_palette_with_any_colour(tmp_path):
+    """A longer header has the bits per pixel, 16 for instance, where this one has the red of the first colour."""
+    (tmp_path / "a.bmp").write_bytes(bitmap(below(2), 8, [(16, 0, 0), (255, 255, 0)], has_core_header=True))
+    assert read_mask(tmp_path / "a.bmp").max() == 1
+
+
 def test_an_index_beyond_the_palette_of_a_bmp_is_refused(tmp_path):
     (tmp_path / "a.bmp").write_bytes(bitmap(np.array([[0, 1, 2]]), 8, [(0,) * 3, (255,) * 3]))
     for read_file in (read_image, read_mask):
@@ -329,20 +335,23 @@ def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
     colors = below(2**16, 3, 256)
     tifffile.imwrite(tmp_path / "a.tif", BYTES[..., 0], photometric="palette", colormap=colors)
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), colors[:, BYTES[..., 0]])
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif", unit=True), colors[:, BYTES[..., 0]] / 65535, rtol=1e-6)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
 
 
 @pytest.mark.parametrize("to_16_bits", [
     lambda colors: colors, lambda colors: colors * 256, lambda colors: colors * 257,
 ], ids=["as they are", "in the upper half", "over the whole range"])   # fmt: skip
-def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(to_16_bits, tmp_path):
-    colors = np.concatenate([below(256, 3, 15), np.zeros((3, 241), np.uint16)], 1).astype(np.uint16)
+@pytest.mark.parametrize("limit", [2, 256])
+def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(limit, to_16_bits, tmp_path):
+    colors = np.concatenate([below(limit, 3, 15), np.zeros((3, 241), np.uint16)], 1).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="palette", colormap=to_16_bits(colors))
-    actual = read_image(tmp_path / "a.tif")
-    assert actual.dtype == np.uint8
-    np.testing.assert_array_equal(actual, colors[:, INDICES])
-    labels = Labels(tuple(map(tuple, colors.T[:15].tolist())))
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", labels), INDICES)
+    got = read_image(tmp_path / "a.tif")
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, colors[:, INDICES])
+    if limit == 256:   # the colours differ
+        labels = Labels(tuple(map(tuple, colors.T[:15].tolist())))
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", labels), INDICES)
 
 
 @pytest.mark.parametrize(("array", "text"), [
@@ -351,12 +360,13 @@ def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(to_16_bit
 ])   # fmt: skip
 def test_an_image_with_pixels_that_its_file_declares_as_no_data_is_refused(array, text, tmp_path):
     value = array.dtype.type(float(text))
-    count = (array == value).sum()
+    fix = "fill these pixels, or if the value was measured there, run gdal_edit.py -unsetnodata on the file"
+    got = rf"{(array == value).sum()} pixels of .*, which the file declares as no data \(GDAL_NODATA\)"
     for written, has_tag in ((array, False), (array, True), (np.where(array == value, 1, array), True)):
         tag = [(42113, "s", 0, text, False)] if has_tag else []
         tifffile.imwrite(tmp_path / "a.tif", written.astype(array.dtype), extratags=tag)
         if has_tag and written is array:
-            with pytest.raises(ValueError, match=rf"a.tif: expected measured pixels, got {count} pixels of .* no data"):
+            with pytest.raises(ValueError, match=f"a.tif: expected measured pixels, got {got}: {fix}$"):
                 read_image(tmp_path / "a.tif")
         else:
             assert read_image(tmp_path / "a.tif").shape == (1, *array.shape)
@@ -384,21 +394,26 @@ def test_pixels_that_a_transparency_mask_leaves_out_are_refused(left_out, tmp_pa
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(BYTES[..., 0], photometric="minisblack", metadata=None)
         writer.write(is_valid, photometric="mask", subfiletype=4, compression="zlib", metadata=None)
-    for read_file in (read_image, read_mask, lambda path: read_mask(path, Labels((0, 255)))):
+    got = "got 3 pixels that the file's transparency mask marks as invalid"
+    fix = r"fill these pixels \(in a mask of classes with 255\), and save the file without transparency mask"
+    for read in (read_image, read_mask, lambda path: read_mask(path, Labels((0, 255)))):
         if left_out:
-            with pytest.raises(ValueError, match=r"a.tif: expected a value in every pixel, got 3 pixels .* transp"):
-                read_file(tmp_path / "a.tif")
+            with pytest.raises(ValueError, match=rf"a.tif: expected a value in every pixel, {got}: {fix}$"):
+                read(tmp_path / "a.tif")
     if not left_out:
         np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], BYTES[..., 0])
         np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
 
 
-def unwritten(path, options, at):
-    """A TIFF whose strips or tiles from a number on have no offset and no bytes, as a writer that ended leaves it."""
+def unwritten(path, options, at, tags=("Offsets", "ByteCounts")):
+    """Write a TIFF whose strips or tiles from number `at` on have 0 in these tags; return the number of these strips.
+
+    A writer that ended early leaves both tags at 0.
+    """
     tifffile.imwrite(path, below(4, 64, 64, dtype=np.uint8) + 1, metadata=None, **options)
     with tifffile.TiffFile(path, mode="r+") as file:
         page = file.pages[0]
-        for name in ("Offsets", "ByteCounts"):
+        for name in tags:
             tag = page.tags[("Tile" if "tile" in options else "Strip") + name]
             values = list(np.atleast_1d(tag.value))
             tag.overwrite([int(value) if i < at else 0 for i, value in enumerate(values)])
@@ -408,12 +423,18 @@ def unwritten(path, options, at):
 @pytest.mark.parametrize(("options", "at"), [
     ({"tile": (16, 16), "compression": "zlib"}, 8), ({"tile": (32, 32)}, 3), ({"rowsperstrip": 8}, 7), ({}, 0),
 ])   # fmt: skip
-def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_path):
-    missing = unwritten(tmp_path / "a.tif", options, at)
+@pytest.mark.parametrize("tags", [("Offsets", "ByteCounts"), ("Offsets",), ("ByteCounts",)])
+def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tags, tmp_path):
+    missing = unwritten(tmp_path / "a.tif", options, at, tags)
     message = f"a.tif: expected all {at + missing} strips or tiles, got {at}, with {missing} never written"
     for read_file in (read_image, read_mask, read_shape):
         with pytest.raises(ValueError, match=message):
             read_file(tmp_path / "a.tif")
+
+
+def test_a_tiff_with_strips_of_one_byte_gives_its_samples(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", BYTES[:, :1, 0], rowsperstrip=1)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], BYTES[:, :1, 0])
 
 
 @pytest.mark.parametrize(("bits", "kind", "channels"), [
@@ -442,13 +463,13 @@ def test_unit_gives_float32(tmp_path):
 
 
 def test_unit_refuses_integers_below_2_to_16(tmp_path):
-    for largest in (2**16 - 1, 2**16):
-        np.save(tmp_path / "a.npy", np.array([[0, largest]], np.int32))
-        if largest < 2**16:
+    for number in (2**16 - 1, 1 - 2**16, 2**16, -(2**16)):
+        np.save(tmp_path / "a.npy", np.array([[0, number]], np.int32))
+        if abs(number) < 2**16:
             with pytest.raises(ValueError, match="got at most 65535: save the image as uint8 or uint16, or set"):
                 read_image(tmp_path / "a.npy", unit=True)
         else:
-            np.testing.assert_allclose(read_image(tmp_path / "a.npy", unit=True), [[[0, 2**16 / (2**31 - 1)]]])
+            np.testing.assert_allclose(read_image(tmp_path / "a.npy", unit=True), [[[0, number / (2**31 - 1)]]])
 
 
 def test_a_pgm_of_text_has_16_bits(tmp_path):
@@ -456,8 +477,9 @@ def test_a_pgm_of_text_has_16_bits(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.pgm"), np.array([[[1, 60000]]], np.uint16))
 
 
-def test_a_byte_after_a_pgm_is_refused(tmp_path):
-    (tmp_path / "a.pgm").write_bytes(b"P5\n2 8\n255\n" + bytes(16) + b"x")
+@pytest.mark.parametrize(("maximum", "size"), [(b"255", 16), (b"65535", 32)])
+def test_a_byte_after_a_pgm_is_refused(maximum, size, tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5\n2 8\n" + maximum + b"\n" + bytes(size) + b"x")
     with pytest.raises(ValueError, match="expected one picture, got more data after it; save each picture in its own"):
         read_image(tmp_path / "a.pgm")
 
@@ -482,16 +504,38 @@ def test_a_jpeg_of_12_bits_is_refused(tmp_path):
             read_file(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (12, np.uint16), (16, np.uint16)])
+@pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (9, np.uint16), (12, np.uint16), (16, np.uint16)])
 def test_jpeg_2000_keeps_its_depth(bits, dtype, tmp_path):
     array = below(2**bits, 32, 48, 3).astype(dtype)
     (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(array, level=0, bitspersample=bits))
-    actual = read_image(tmp_path / "a.jp2")
-    assert actual.dtype == dtype
-    np.testing.assert_array_equal(actual, np.moveaxis(array, -1, 0))
+    got = read_image(tmp_path / "a.jp2")
+    assert got.dtype == describe_image(tmp_path / "a.jp2").dtype == dtype
+    np.testing.assert_array_equal(got, np.moveaxis(array, -1, 0))
     assert read_shape(tmp_path / "a.jp2") == (3, 32, 48)
     largest = read_image(tmp_path / "a.jp2", unit=True)
     np.testing.assert_allclose(largest, np.moveaxis(array, -1, 0) / (2**bits - 1), rtol=1e-6)
+
+
+def jpeg_2000_with(offset, content):
+    """Return a JPEG 2000 of 48 x 32 pixels with this content at an offset from the width in its marker SIZ."""
+    data = bytearray(imagecodecs.jpeg2k_encode(below(256, 32, 48, 3).astype(np.uint8), level=0))
+    start = data.index(b"\xff\x4f\xff\x51") + 8 + offset
+    data[start : start + len(content)] = content
+    return bytes(data)
+
+
+def test_shape_of_a_jpeg_2000_excludes_its_offset_on_the_reference_grid(tmp_path):
+    (tmp_path / "a.jp2").write_bytes(jpeg_2000_with(0, struct.pack(">4I", 48 + 5, 32 + 3, 5, 3)))
+    assert read_shape(tmp_path / "a.jp2") == (3, 32, 48)
+
+
+@pytest.mark.parametrize("depths", [(12, 8, 8), (17, 17, 17)])
+def test_a_jpeg_2000_of_different_depths_or_more_than_16_bits_is_refused(depths, tmp_path):
+    content = b"".join(bytes((bits - 1, 1, 1)) for bits in depths)   # with the distances of samples, 1
+    (tmp_path / "a.jp2").write_bytes(jpeg_2000_with(34, content))
+    got = "got channels of different depths, or of more than 16 bits: convert it to PNG or TIFF"
+    with pytest.raises(ValueError, match=f"a.jp2: expected channels of equal depth, of at most 16 bits, {got}$"):
+        read_image(tmp_path / "a.jp2")
 
 
 def test_a_16_bit_pgm_is_of_16_bits_and_other_maxima_are_refused(tmp_path):
@@ -564,14 +608,16 @@ def test_values_that_fill_gaps_are_refused_by_zscore(fill):
 def test_numbers_beyond_float32_are_refused():
     with pytest.raises(ValueError, match=r"expected numbers that float32 can hold, got 1e\+39"):
         Preparation(normalise="none")(np.array([[[0.0, 1e39]]]))
+    largest = float(np.finfo(np.float32).max)
+    assert Preparation(normalise="none")(np.array([[[0.0, largest]]])).max() == largest
 
 
 def encoded(array, kind):
     """Return the bytes of a file of this kind with an array."""
     data = io.BytesIO()
-    if kind == "frames":
-        first_band, *further_bands = bands(array, 3)
-        first_band.save(data, format="TIFF", save_all=True, append_images=further_bands)
+    if kind.endswith(" of frames"):
+        first, *further_bands = bands(array, 3)
+        first.save(data, format=kind.removesuffix(" of frames"), save_all=True, append_images=further_bands)
     elif kind == "npz":
         np.savez(data, array)
     elif kind == "npy":
@@ -588,6 +634,16 @@ def tiff(array, **options):
     data = io.BytesIO()
     tifffile.imwrite(data, array, **options)
     return data.getvalue()
+
+
+def changed_tiff(array, tag, value, **options):
+    """Return the bytes of a TIFF with an array and another value of one tag."""
+    data = io.BytesIO()
+    tifffile.imwrite(data, array, **options)
+    data.seek(0)
+    with tifffile.TiffFile(data, mode="r+") as file:
+        file.pages[0].tags[tag].overwrite(value)
+        return data.getvalue()
 
 
 def nifti_of_size(*size):
@@ -619,10 +675,15 @@ BROKEN = {
     "lab.tif": tiff(BYTES[..., :3], photometric="cielab"),
     "complex.tif": tiff(BYTES[..., 0] * 1j),
     "stack.tif": tiff(BYTES, photometric="minisblack"),
+    "truncated.tif": tiff(np.stack([WORDS] * 6), truncate=True),   # the header of the first page alone
     "imagej.tif": tiff(np.stack([WORDS] * 6), imagej=True),
     "scan.dcm": b"\0" * 128 + b"DICM" + b"\0" * 99,
     "cut.jp2": imagecodecs.jpeg2k_encode(NOISE, level=0)[:300],
-    "frames.tiff": encoded(BYTES, "frames"),
+    "frames.tiff": encoded(BYTES, "TIFF of frames"),
+    "frames.gif": encoded(BYTES, "GIF of frames"),
+    "ycbcr.tif": tiff(BYTES[..., :3], photometric="ycbcr"),
+    "unknown.tif": changed_tiff(BYTES[..., 0], 262, 40000),   # photometric interpretation
+    "block.tif": tiff(np.zeros((16, 16, 16), np.uint8), volumetric=True, tile=(16, 16, 16)),
     "object.npy": encoded(np.array([[{}]], object), "npy"),
     "archive.npy": encoded(BYTES, "npz"),
     "complex.npy": encoded(BYTES * 1j, "npy"),
@@ -663,16 +724,50 @@ def test_error_for_a_missing_file_names_it(tmp_path):
     *((f"{name}.npy", "expected a whole .npy file of real numbers, got .*; save the array again by numpy.save")
       for name in ("archive", "cut", "object")),
     ("stack.tif", "expected one picture, got 6 in one file; save each picture .*, or a volume as .npy or .nii.gz"),
-    ("imagej.tif", "expected one picture, got 6"),
-    ("lab.tif", "expected grey, RGB, CMYK or a palette, got photometric interpretation CIELAB"),
+    *((name, "expected one picture, got 6 in one file") for name in ("imagej.tif", "truncated.tif")),
+    ("frames.gif", "got 3 in one file; save each picture in its own file, or a volume as .npy or .nii.gz$"),
+    ("block.tif", r"expected an image \(H, W\) or \(H, W, C\), got axes ZYX of sizes \(16, 16, 16\): save a volume as "
+                  r"\.npy or \.nii\.gz$"),
+    *((f"{name}.tif", f"grey, RGB, CMYK or a palette, got photometric interpretation {got}: save the file as RGB$")
+      for name, got in (("lab", "CIELAB"), ("ycbcr", "YCBCR"), ("unknown", "40000"))),
     ("bomb.png", "expected at most 178956970 pixels, got more: save the picture as TIFF, which has no limit"),
     ("huge.nii", "too little memory for the samples; if the size in the file's header is wrong, copy the file"),
-    ("complex.tif", "expected real samples.*; save samples of 8, 16 or 32 bits"),
+    ("complex.tif", "expected real samples.*, got sample format COMPLEXIEEEFP with 128 bits; save samples of 8, 16 or"),
+    ("infinite.nii.gz", "expected finite numbers, got NaN or infinity 8 times: replace them in the file$"),
+    ("long.npy", r"array \(H, W\), \(D, H, W\) or \(D, H, W, C\), got \(1, 1, 6, 5, 4\): save one image or volume per "
+                 "file, with at least one pixel$"),
     *((name, f"{name}: the file may be damaged, or have the wrong ending: .*; copy the file again")
       for name in ("head.jp2", "jpegls.jpg")),
-    *((name, "expected a size in the header of a PNM, got .*; save the file") for name in ("head.pgm", "words.pgm")),
+    *((f"{name}.pgm", f"expected a size in the header of a PNM, got {got}; save the file again$")
+      for name, got in (("head", "b''"), ("words", "b'a b c'"))),
 ])   # fmt: skip
 def test_the_error_for_an_unsupported_file_has_the_reason(name, message, tmp_path):
     (tmp_path / name).write_bytes(BROKEN[name])
     with pytest.raises(ValueError, match=message):
         read_image(tmp_path / name)
+
+
+def test_error_for_samples_of_another_shape_than_in_the_header():
+    source = FileInfo((1, 2, 2), np.dtype(np.uint8), lambda: np.zeros((1, 2, 3), np.uint8))
+    got = r"\(1, 2, 3\): the file may be damaged; save or copy the file again"
+    with pytest.raises(ValueError, match=rf"^expected samples of the shape in the header, \(1, 2, 2\), got {got}$"):
+        source.samples()
+
+
+def test_shape_of_a_tiff_with_old_jpeg_compression_is_read(tmp_path):
+    data = changed_tiff(BYTES[..., :3], 259, 6, compression="jpeg", photometric="rgb")
+    (tmp_path / "a.tif").write_bytes(data)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert (file.pages[0].photometric.name, file.pages[0].compression.name) == ("YCBCR", "OJPEG")
+    assert read_shape(tmp_path / "a.tif") == (3, 6, 5)
+
+
+@pytest.mark.parametrize(("name", "content", "fix"), [
+    ("a.NRRD", b"", "convert it to .nii.gz"), ("a.img.gz", b"", "convert it to .nii.gz"),
+    ("a.heic", b"", "convert it to PNG or TIFF"), ("a.png", b"", None), ("IM1", b"", None), ("IM1", None, None),
+    ("IM1", bytes(128) + b"DICM", "DICOM: convert the series to .nii.gz, for example with dcm2niix"),
+])   # fmt: skip
+def test_unsupported_formats_are_recognized_by_ending_and_content(name, content, fix, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert unsupported_format(tmp_path / name) == fix

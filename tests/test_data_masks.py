@@ -1,5 +1,7 @@
 """Masks are read as class indices; errors name the values and the option to set."""
 
+import re
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from pairs import BYTES, RANDOM, write_array
 from PIL import Image
 
 from attzoo.data import Labels, parse_labels, read_mask
+from attzoo.data.labels import shown
+from attzoo.data.masks import read_stored
 
 CLASSES = RANDOM.integers(0, 3, (6, 5), dtype=np.uint8)
 CLASSES[0, :3] = 0, 1, 2
@@ -123,7 +127,8 @@ def test_of_many_colours_the_most_frequent_are_listed(tmp_path):
 def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
     one_hot = np.eye(channels, dtype=np.uint8)[CLASSES % channels][None]   # (D, H, W, K)
     for name in ("m.npy", "m.nii.gz"):
-        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} different .* argmax .* only"):
+        fix = "if each channel is a class, save the argmax over channels; if three channels are RGB, save only these"
+        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} different channels: {fix}$"):
             read_mask(write_array(tmp_path / name, one_hot))
 
 
@@ -161,6 +166,7 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
     ([[0, np.nan]], "expected integers >= 0 as classes, got nan: save"),
     ([[-1, -1]], "got -1 in 2 pixels; .* else set their classes with --labels -1,\\.\\.\\.$"),
     ([[0, -2, 0]], "got -2 in 1 pixels, .*; if -2 marks .* to ignore, save it as 255; else set .* --labels -2,0"),
+    ([[*range(-1, 7)]], "save it as 255; else set their classes with --labels -1,0,1,2,3,4,5,6$"),
     ([[-1, -2, 0]], "got -2 in 1 pixels, -1 in 1 pixels, 0 in 1 pixels; set their classes with --labels -2,-1,0"),
 ])   # fmt: skip
 def test_values_that_are_not_classes_are_refused(array, message, tmp_path):
@@ -189,7 +195,9 @@ def test_pixels_declared_as_no_data_are_a_class_only_by_labels(no_data, values, 
 def test_classes_that_differ_only_in_opacity_are_refused(mode, name, labels, tmp_path):
     array = np.stack([0 * BINARY] * (len(mode) - 1) + [BINARY], axis=-1)
     path = picture(array, name, tmp_path)
-    message = rf"{name}: expected classes in grey or colours, got one value, 0.*, in all pixels, and varying opacity"
+    fix = r"if the opacity \(alpha channel\) has the classes, save it as a grey mask$"
+    got = "one value, 0.*, in all pixels, and varying opacity"
+    message = f"{name}: expected classes in grey or colours, got {got}: {fix}"
     with pytest.raises(ValueError, match=message):
         read_mask(path, labels)
     array[..., -1] = 7
@@ -260,6 +268,9 @@ def test_grey_and_16_bits_have_colours_too(tmp_path):
     labels = Labels(((0, 0, 0), (255, 255, 255)))
     np.testing.assert_array_equal(read_mask(picture(BINARY, "m.png", tmp_path), labels), BINARY > 0)
     colors_of_16_bits = np.array([[[60000, 1, 2]], [[3, 4, 5]]], np.uint16)
+    greys = Labels(((0,) * 3, (60000,) * 3))
+    path = picture(np.array([[0, 60000]], np.uint16), "w.png", tmp_path)
+    np.testing.assert_array_equal(read_mask(path, greys), [[0, 1]])
     tifffile.imwrite(tmp_path / "m.tif", colors_of_16_bits, photometric="rgb")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", Labels(((3, 4, 5), (60000, 1, 2)))), [[1], [0]])
 
@@ -269,6 +280,9 @@ def test_grey_and_16_bits_have_colours_too(tmp_path):
     (COLORS[CLASSES], ((0, 0, 0), (255, 0, 0)), rf".*, got \(0,255,0\) in {(CLASSES == 2).sum()} pixels: add these "),
     (np.arange(20, dtype=np.uint8)[None], (0, 1), "--labels 0,1, got .*: add these values to --labels, or.* smoothing"),
     (COLORS[CLASSES], (0, 255), r"--labels 0,255, got \(0,0,0\) in "),
+    (np.array([[[0] * 3, [0, 0, 255]]], np.uint8), (0, 255), r".*, got \(0,0,0\) in 1 pixels, \(0,0,255\) in 1 pix"),
+    (np.arange(10, dtype=np.uint8)[None], range(9), "the 9 in --labels, got 9 in 1 pixels: add these values to"),
+    (np.arange(10, dtype=np.uint8)[None], (0, 1), "--labels 0,1, got .*: add these values to --labels$"),
 ])   # fmt: skip
 def test_values_without_a_label_are_refused(array, labels, message, tmp_path):
     path = picture(array, "m.png", tmp_path)
@@ -281,12 +295,14 @@ def test_values_without_a_label_are_refused(array, labels, message, tmp_path):
     (range(256), ValueError, "labels must be 2 to 255 values, one for each class, got 256"),
     ((0, 1, 0), ValueError, "labels must differ, got 0 more than once"),
     (((0, 0, 0), (0, 0, 0)), ValueError, "labels must differ, got 0,0,0 more than once"),
-    ((0, (1, 2, 3)), ValueError, "labels must be all integers or all colours"),
+    ((0, (1, 2, 3)), ValueError, r"labels must be all integers or all colours, got \(0, \(1, 2, 3\)\)"),
     (((0, 0), (1, 2)), ValueError, r"labels must be integers or colours of 3 numbers, got \(0, 0\)"),
     ((0, 1.5), TypeError, "labels must be an integer, got 1.5"),
     *((given, TypeError, f"labels must be a sequence of integers or colours, got {given!r}") for given in (5, "0,255")),
     (((0, 0, 0), (0, 0, -1)), ValueError, "labels must be >= 0, got -1"),
-    (((0, 0, 0), (0, 0, 65536)), ValueError, "labels must be colours of numbers from 0 to 65535"),
+    *((((0, 0, 0), color), ValueError, f"colours of numbers from 0 to 65535, got {re.escape(str(color))}")
+      for color in ((65536, 0, 0), (0, 65536, 0), (0, 0, 65536))),
+    ((0, -(2**31) - 1), ValueError, "labels must be >= -2147483648, got -2147483649"),
 ])   # fmt: skip
 def test_invalid_labels_are_refused(values, error, message):
     with pytest.raises(error, match=message):
@@ -317,6 +333,21 @@ def test_colours_of_more_than_16_bits_are_refused(tmp_path):
     message = "colours from 0 to 65535, got 0 to 65536: save masks in grey or in colours of 8 or 16 bits$"
     with pytest.raises(ValueError, match=f"m.npy: expected {message}"):
         read_mask(tmp_path / "m.npy")
+
+
+def test_labels_may_be_integers_of_32_bits():
+    assert Labels((-(2**31), 2**31 - 1)).values == (-(2**31), 2**31 - 1)
+
+
+def test_of_many_values_the_most_frequent_are_shown_in_order():
+    expected = ", ".join(f"{value} in {value + 1} pixels" for value in range(2, 10))
+    assert shown({value: value + 1 for value in range(10)}) == f"{expected} and 2 more values"
+
+
+def test_display_colour_of_an_index_is_that_of_the_palette_or_black_beyond_it(tmp_path):
+    stored = read_stored(with_palette(CLASSES, [[9, 8, 7], *COLORS[1:]], "m.png", tmp_path))
+    colors = [stored.color(value) for value in (0, 1, 2, len(stored.palette), 255, -1)]
+    assert colors == [(9, 8, 7), (255, 0, 0), (0, 255, 0), *[(0, 0, 0)] * 3]
 
 
 def test_labels_may_be_255_values():

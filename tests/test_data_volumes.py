@@ -9,6 +9,7 @@ import pytest
 from pairs import RANDOM, write_array
 
 from attzoo.data import check_same_grid, read_geometry, read_image, read_mask, write_mask
+from attzoo.data.grids import corner_distance
 from attzoo.data.reading import describe_image
 from attzoo.train import run
 from attzoo.train.data import Folder
@@ -60,9 +61,21 @@ def test_a_mask_on_another_grid_is_refused_with_both_files(change, tmp_path):
     mask = nifti(tmp_path / "mask.nii.gz", MASK)
     check_same_grid(image, mask)
     nifti(mask, MASK, OTHERS[change])
-    with pytest.raises(ValueError, match=r"expected .*mask.nii.gz on the grid of its image .*image.nii.gz, ") as caught:
+    fix = "resample the mask to the image; or, if its array is already in the order of the image's array, save it with "
+    got = "LAS axes with a spacing of 0.8 x 0.8 x 2.502 mm in the image and .* in the mask, with corners up to .* mm"
+    message = f"mask.nii.gz on the grid of its image .*image.nii.gz, got {got} apart: {fix}the image's header$"
+    with pytest.raises(ValueError, match=message):
         check_same_grid(image, mask)
-    assert "resample the mask to the image; or" in str(caught.value)
+
+
+@pytest.mark.parametrize(("scales", "move", "distance"), [
+    ((1.5, 1, 1), 0, 1.0), ((1, 1.5, 1), 0, 1.5), ((1, 1, 1.5), 0, 2.0),   # half a voxel times the size - 1
+    ((1, 1, 1), -3, 3.0), ((1, 1.5, 1), 1, 2.5), ((1, 1.5, 1), -1, 1.0),
+])   # fmt: skip
+def test_corner_distance_is_the_largest_over_all_corners(scales, move, distance):
+    changed_affine = np.diag([*scales, 1.0])
+    changed_affine[1, 3] = move
+    assert corner_distance(changed_affine, np.eye(4), (3, 4, 5)) == distance
 
 
 @pytest.mark.parametrize(("image", "mask"), [
@@ -126,7 +139,9 @@ def test_a_header_without_numbers_is_refused(tmp_path):
     mask = nibabel.Nifti1Image(MASK, AFFINE)
     mask.header["srow_x"] = np.nan
     nibabel.save(nibabel.Nifti1Image(MASK, None, mask.header), tmp_path / "mask.nii")
-    with pytest.raises(ValueError, match=r"mask.nii: expected finite numbers in the header's affine"):
+    fix = "correct the sform or qform, or set their codes to 0"
+    message = f"expected finite numbers in the header's affine, got NaN or infinity: {fix}"
+    with pytest.raises(ValueError, match=rf"mask.nii: {message}$"):
         check_same_grid(nifti(tmp_path / "image.nii", MASK), tmp_path / "mask.nii")
 
 
@@ -152,8 +167,8 @@ def test_a_nifti_file_with_an_array_of_equal_axes_is_refused(scan, shape, refuse
     if refused:
         got = f"only one NIfTI file, and axes of equal size, {refused}, whose order cannot be compared without headers"
         fix = "save both as NIfTI, the mask with the header of the image$"
-        message = rf"expected the mask .*{names[1]} and its image .* both with a NIfTI header, got {got}: {fix}"
-        with pytest.raises(ValueError, match=message):
+        expected = f"expected the mask .*{names[1]} and its image .*{names[0]} both with a NIfTI header"
+        with pytest.raises(ValueError, match=rf"{expected}, got {got}: {fix}"):
             Folder(pairs)
     else:
         assert Folder(pairs).shapes == [(1, *shape)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import cheap
 
 from attzoo.contract import Weight
-from attzoo.ops import guard
+from attzoo.ops import guard, keras_layers
 from attzoo.ops import keras as keras_ops
 from attzoo.ops import numpy as ops
 from attzoo.ops import torch as torch_ops
@@ -238,6 +238,7 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
         np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
 
 
+@cheap
 @given(spaces, st.sampled_from([1, 2]), st.sampled_from([1e-5, 0.5]))
 def test_norms_over_space_and_channels_equal_loops(space, order, epsilon):
     x = random_array(2, 3, *space)
@@ -510,6 +511,34 @@ def test_pool_equals_max_pool_of_torch(shape, window, monkeypatch):
     assert torch.equal(torch_ops.pool(tensor, window), expected)
 
 
+def test_crop_copies_nothing_outside_exports():
+    x = torch.rand(2, 3, 5, 4)
+    assert torch_ops.crop(x, (4, 3)).data_ptr() == x.data_ptr()
+
+
+def test_cast_to_the_dtype_of_a_tensor():
+    for dtype in (torch.float16, torch.float64):
+        assert torch_ops.in_dtype_of(torch.zeros(2, dtype=dtype), torch.ones(3)).dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_traced_resize_to_the_size_of_its_input_applies_to_other_sizes(interpolation):
+    traced = torch.jit.trace(lambda x: torch_ops.resize(x, (4, 4), interpolation, False), torch.rand(1, 1, 4, 4))
+    x = torch.rand(1, 1, 8, 6)
+    assert torch.equal(traced(x), torch_ops.resize(x, (4, 4), interpolation, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolution_after_upsampling_in_half_precision_is_the_plain_one(dtype):
+    torch.manual_seed(0)
+    conv = torch_ops.RepeatingConv2d(2, 3, 3, padding=1, dtype=dtype)
+    conv.repeat = (2, 2)
+    x = torch.rand(1, 2, 20, 20, dtype=dtype)
+    expected = F.conv2d(torch_ops.repeat(x, (2, 2)), conv.weight, conv.bias, padding=1)
+    assert torch.equal(conv(x), expected)
+
+
 @WINDOWS
 def test_forms_for_exports_compute_the_same(shape, window, monkeypatch):
     x, size = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *shape))), [n + 2 for n in shape]
@@ -625,6 +654,7 @@ def test_keras_conv_and_batch_norm_equal_those_of_torch():
     np.testing.assert_allclose(np.moveaxis(on_keras_tensors(layer, np.moveaxis(x, 1, -1)), -1, 1), expected, atol=1e-6)
 
 
+@cheap
 @given(spaces, layouts, st.data())
 def test_mean_and_max_are_those_over_one_axis_with_channels_in_its_place(space, channels_last, data):
     x, axis = random_array(2, 3, *space), data.draw(st.integers(1, 1 + len(space)))
@@ -640,6 +670,7 @@ def test_mean_and_max_are_those_over_one_axis_with_channels_in_its_place(space, 
         np.testing.assert_allclose(result, expected, rtol=1e-13, atol=1e-15)
 
 
+@cheap
 @given(spaces, layouts, st.booleans())
 def test_relative_deviation_is_the_square_divided_by_the_variance(space, channels_last, unbiased):
     x = random_array(2, 3, *space)
@@ -669,6 +700,7 @@ def test_relative_deviation_of_float16_does_not_overflow_and_keeps_the_dtype():
         np.testing.assert_allclose(result, np.ones_like(x), rtol=1e-3)
 
 
+@cheap
 @given(sizes, st.booleans())
 def test_adaptive_avg_pool_equals_that_of_torch_and_its_form_for_graphs(pairs, deterministic):
     x, size = image(pairs), tuple(new for _, new in pairs)
@@ -694,3 +726,35 @@ def test_adaptive_avg_pool_of_float16_accumulates_in_float32():
     for result in (in_torch(lambda x: torch_ops.adaptive_avg_pool(x, 1), x), in_keras_):
         assert result.dtype == np.float16
         np.testing.assert_array_equal(result, x[..., :1, :1])
+
+
+def test_reinitialized_kernel_is_orthogonal():
+    layer = keras_ops.keras.layers.Dense(4)
+    layer.build((None, 8))
+    keras_ops.reinitialize(layer.kernel, Weight((4, 8), "orthogonal", 2.0))
+    kernel = keras_ops.ops.convert_to_numpy(layer.kernel)   # inputs x outputs
+    np.testing.assert_allclose(kernel.T @ kernel, 4 * np.eye(4), atol=1e-5)
+
+
+def test_description_of_a_keras_layer_has_the_settings_that_affect_its_output():
+    keras = keras_ops.keras
+    layer = keras.layers.Dense(3, activation="relu", kernel_regularizer="l2", trainable=False)
+    layer.build((None, 2))
+    assert keras_layers.described(layer) == "Dense(units=3, activation='relu', use_bias=True)"
+    layer.enable_lora(2)
+    assert keras_layers.described(layer) == "Dense(units=3, activation='relu', use_bias=True)"
+    conv = keras_ops.Conv(Weight((1, 1, 3), "constant"), None, "circular", dilation=2)
+    assert keras_layers.described(conv) == "Conv(mode='circular', dilation=2)"
+
+
+@pytest.mark.skipif(keras_ops.keras.backend.backend() != "tensorflow", reason="a graph with unknown sizes")
+def test_keras_running_variance_is_unbiased_for_unknown_sizes():
+    import tensorflow as tf
+
+    norm = keras_ops.BatchNorm()
+    norm.build((None, None, 3))
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    signature = [tf.TensorSpec((None, None, 3))]
+    tf.function(lambda x: norm(x, training=True), input_signature=signature, autograph=False)(x)
+    expected = 0.9 + 0.1 * x.var((0, 1), ddof=1)
+    np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(norm.var), expected, rtol=1e-5)
