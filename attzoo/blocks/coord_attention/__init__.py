@@ -15,6 +15,6 @@ code houqb/CoordAttention@7619bea, coordatt.py.
 Where we differ: the paper and its code have two spatial axes. Here an input with one spatial axis has one array of
 factors, computed from x itself, because there is no other axis to average over; an input with three has three, each
 computed from the means over the other two axes. All axes share `squeeze` and its batch norm, which is over all rows and
-columns together. Users of the official code report that the export of its pooling to ONNX fails, because its output
-size is (None, 1); here the pooling is a mean over an axis.
+columns together. A user of the official code reports that its export to ONNX fails (issue 6), and its author suspects
+the adaptive pooling; here the pooling is a mean over an axis.
 """
