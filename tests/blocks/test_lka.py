@@ -97,7 +97,7 @@ def test_official_weights_of_lska_give_its_output(size):
 
 
 def test_paper_equation_in_numpy():
-    """Attention = Conv1x1(DW-D-Conv(DW-Conv(F))), output = Attention * F (VAN, section 3.1), tap by tap."""
+    """Attention = Conv1x1(DW-D-Conv(DW-Conv(F))), output = Attention * F (VAN), tap by tap."""
     rng, block = np.random.default_rng(0), LKA(3)
     weights = {name: rng.normal(size=w.shape) for name, w in block.weights.items()}
     x = rng.normal(size=(2, 3, 8, 7))

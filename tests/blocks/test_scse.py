@@ -46,7 +46,7 @@ def test_maximum_is_of_products_not_of_coefficients():
 
 @pytest.mark.parametrize("combination", ["max_of_products", "sum_of_products"])
 def test_formula_of_the_paper_in_numpy(combination):
-    """Roy et al. 2018, section 2: sigma(W1 relu(W2 z)) x for channels, sigma(Wsq x) x for positions, z the means."""
+    """Roy et al. 2018: sigma(W1 relu(W2 z)) x for channels, sigma(Wsq x) x for positions, z the means."""
     rng = np.random.default_rng(0)
     u, w2, w1, wsq = (rng.normal(size=shape) for shape in ((2, 6, 4, 5), (3, 6), (6, 3), (6,)))
     channel_scaled, position_scaled = np.empty_like(u), np.empty_like(u)

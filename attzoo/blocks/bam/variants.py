@@ -15,7 +15,7 @@ VARIANTS: Final = {
         {"reduction": 16, "dilation": 4, "combination": PRODUCT, "norm": True, "norm_after": "hidden"},
     ),
     "paper": Variant(
-        "Park et al., BMVC 2018, arXiv:1807.06514v2, eq. 1 to 4: the sum, a batch norm at the end of each branch",
+        "Park et al., BMVC 2018, arXiv:1807.06514v2: the sum, a batch norm at the end of each branch",
         {"reduction": 16, "dilation": 4, "combination": SUM, "norm": True, "norm_after": "output"},
     ),
 }

@@ -8,16 +8,16 @@
       + sum over D of softmax(mean of v over space) * u
     y = g * sigmoid(q), for each group                         (N, D, *S)
 
-Use it where positions matter, as in detectors: the first branch sees whole rows and columns, the second 3 x 3 pixels.
-All groups share the weights. The number of channels must be a multiple of groups. This is not the exponential moving
-average, which has the same abbreviation.
+Use it where positions matter, as in detectors: the first branch uses the means of whole rows and columns, the second
+3 x 3 pixels. All groups share the weights. The number of channels must be a multiple of `groups`, which is 32 by
+default. This is not the exponential moving average, which has the same abbreviation.
 
 Source: Ouyang et al., "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", ICASSP 2023,
-arXiv:2305.13563v2, section 3.
+arXiv:2305.13563v2; code YOLOonMe/EMA-attention-module@afc37ec, EMA_attention_module.
 
 Where we differ: numbers of channels that are not a multiple of groups are refused with the numbers that are accepted;
-the official code raises an AssertionError or an error about shapes. The official argument `factor` is `groups`. One or
-three spatial axes have one or three means p and a kernel of 3 or 3 x 3 x 3 pixels; the official code has two. The norm
-is a group norm with one channel per group, as in the official code, so that the mean of u over space is the bias of the
-norm, and softmax(mean of u) does not depend on x.
+the official code raises an AssertionError or an error about shapes. The official argument `factor` is `groups`. The
+official code has two spatial axes; here, one or three axes have one or three arrays p, and a kernel of 3 or 3 x 3 x 3
+pixels. As in the official code, the norm is a group norm with one channel per group. The mean of u over space is
+therefore the bias of the norm, and softmax(mean of u) does not depend on x.
 """

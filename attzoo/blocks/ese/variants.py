@@ -8,7 +8,7 @@ from ...contract import Variant
 
 VARIANTS: Final = {
     "paper": Variant(
-        "Lee, Park, CVPR 2020, arXiv:1911.06667v6, section 3.3: a sigmoid",
+        "Lee, Park, CVPR 2020, arXiv:1911.06667v6: a sigmoid",
         {"bias": True, "gate": "sigmoid"},
     ),
     "official": Variant(

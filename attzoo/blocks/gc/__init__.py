@@ -6,17 +6,19 @@
     y = x + b                                                                        (N, C, *S)
 
 With fusion="multiply" the output is x * a, where a is the sigmoid of the same transform with its own weights, scale_*.
-With fusion="both" it is x * a + b.
+With fusion="both" it is x * a + b. `score.bias` has no effect on the output, because a softmax does not change when a
+number is added to all its inputs: its gradient is 0. It is there because other libraries store it.
 
-Use it where a position must depend on distant ones, as in detection and segmentation, and non-local attention is too
-expensive: the context s is the same for all positions, so that the time grows linearly with their number.
+Use it where the output at a position must depend on distant positions, as in detection and segmentation, and non-local
+attention is too expensive: the context s is the same for all positions, so the time grows linearly with their number.
 
 Source: Cao, Xu, Lin, Wei, Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCV workshops
-2019, arXiv:1904.11492v1, eq. 5 and fig. 4; code xvjiarui/GCNet@029db54, ContextBlock.
+2019, arXiv:1904.11492v1; code xvjiarui/GCNet@029db54, mmdet/ops/gcb/context_block.py, ContextBlock.
 
-Where we differ: as in the code, the last linear map is initially 0 with its bias. GC that adds is then the identity,
-GC that multiplies x / 2. (timm sets the weight to 0, not the bias, and only if it adds, so that it is not the identity;
-its layer norm has epsilon=1e-6.) There are at least two hidden units, because the layer norm of a single one is
-constant. The code has no default for the ratio: reduction=16 is that of the paper's first experiments, 4 is its best.
-The code can also pool by the mean, as SE does; use SE for that.
+Where we differ: as in the code, the weight and the bias of the last linear map, shift_excite or scale_excite, are
+initially 0. With fusion="add" the output is then x, and with "multiply" it is x / 2. (timm sets only the weight to 0,
+and only if it adds, so that its output is initially not x; its layer norm has epsilon=1e-6.) There are at least two
+hidden units, because the layer norm of a single one is constant. The code has no default for the number of hidden
+units. Its authors report results with reductions of 16, the default here, and 4, of which 4 is mostly the better. The
+code can also pool by the mean instead of the softmax, which attzoo does not have.
 """

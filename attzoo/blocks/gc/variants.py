@@ -16,10 +16,10 @@ def nearest_integer_ties_up(spec: GC) -> int:
     return max(FEWEST, make_divisible(spec.channels / spec.ratio, 1, 0.0))
 
 
-OFFICIAL: Final = "xvjiarui/GCNet@029db54, ContextBlock"
+OFFICIAL: Final = "xvjiarui/GCNet@029db54, mmdet/ops/gcb/context_block.py, ContextBlock"
 VARIANTS: Final = {
     "paper": Variant(
-        "Cao et al., ICCV workshops 2019, arXiv:1904.11492v1, eq. 5",
+        "Cao et al., ICCV workshops 2019, arXiv:1904.11492v1",
         {"reduction": 16, "fusion": "add", "epsilon": 1e-5},
     ),
     "official": Variant(

@@ -5,15 +5,17 @@
     a = 1 + tanh(gamma * n + beta)                             (N, C), between 0 and 2
     y = x * a                                                  (N, C, *S)
 
-With mode="l1" the norms are sums of |x| and means of |e|, and epsilon is added only to the latter.
+With mode="l1", e is alpha times the sum of |x|, and n is e divided by (the mean of |e| over channels + epsilon).
 
-Use it before the convolutions of a network, also a trained one: it has 3 C weights and is initially the identity. A
-positive gamma makes channels compete, a negative one makes them more alike. The authors apply no weight decay to beta.
+Use it before the convolutions of a network, also of a trained one: it has 3 C weights, and its output is initially x,
+because gamma and beta are initially 0. With a positive gamma, channels with a larger norm get a larger factor, and with
+a negative gamma a smaller one. The authors apply no weight decay to beta. `attach` accepts this block only with
+start="default": start="identity" would add a second weight named gamma, and is not needed.
 
-Source: Yang, Zhu, Wu, Yang, "Gated Channel Transformation for Visual Recognition", CVPR 2020, arXiv:1909.11519v2,
-section 3.1; code z-x-yang/GCT@68983ed, PyTorch/GCT.py.
+Source: Yang, Zhu, Wu, Yang, "Gated Channel Transformation for Visual Recognition", CVPR 2020, arXiv:1909.11519;
+code z-x-yang/GCT@68983ed, PyTorch/GCT.py.
 
-Where we differ: as in the code, epsilon is added to the mean of e^2; the paper adds it to their sum. The code's
-argument `after_relu` only avoids |x| where x is not negative; it is absent here. The code squares and adds up in the
-dtype of x, which overflows in float16; here such sums are float32.
+Where we differ: as in the code, epsilon is added to the mean of e^2; the paper adds it to the sum of e^2. The code has
+an argument `after_relu`, which leaves out the absolute value for inputs that are never negative; it is absent here. The
+code squares and adds up in the dtype of x, which overflows in float16; here such sums are float32.
 """

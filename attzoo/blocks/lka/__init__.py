@@ -9,14 +9,17 @@ With kernel_size=21 and separable=False, `local` has 5 taps along each axis, and
 With separable=True (LSKA, large separable kernel attention) each is a sequence of kernels along one axis each, the last
 axis first: `local1`, `local2`, then `dilated1`, `dilated2` in 2-D.
 
-Use it as the attention of a convolutional network that has large windows in place of self-attention, as VAN does
-between two 1x1 convolutions. The coefficients have no sigmoid: they may be negative or above 1. Into a trained network,
-put it with start="identity".
+Use it as the attention of a convolutional network that has large windows in place of self-attention. Its authors put it
+between two 1x1 convolutions. The coefficients have no sigmoid: they may be negative or above 1. In a trained network,
+attach it with start="identity".
 
-Source: Guo, Lu, Liu, Cheng, Hu, "Visual Attention Network", Computational Visual Media 2023, arXiv:2202.09741, section
-3.1; Lau, Po, Rehman, "Large Separable Kernel Attention", Expert Systems with Applications 2024, arXiv:2309.01439.
+Source: Guo, Lu, Liu, Cheng, Hu, "Visual Attention Network", Computational Visual Media 2023, arXiv:2202.09741;
+code Visual-Attention-Network/VAN-Classification@e19779b, models/van.py, LKA. Lau, Po, Rehman, "Large Separable Kernel
+Attention: Rethinking the Large Kernel Attention Design in CNN", Expert Systems with Applications 236, 2024,
+arXiv:2309.01439; code StevenLauHKHK/Large-Separable-Kernel-Attention@bb2a8d2, models/van.py, LSKA.
 
-Where we differ: not in the function. Kernel sizes that the official code does not have are refused; there, others give
-a module without layers. Initial weights are those of torch's convolutions; the networks of both papers draw others. The
-sources are 2-D; spatial_dims=1 and 3 have the same taps along one and three axes.
+Where we differ: the function is the same. Kernel sizes that the official code does not have are refused; there, LSKA of
+another size lacks most of its layers. Initial weights are those of torch's convolutions; the official networks draw
+theirs from a normal distribution. The official code is 2-D; spatial_dims=1 and 3 have the same taps along one and three
+axes.
 """

@@ -12,5 +12,5 @@ LSKA: Final = linear(
     local1="conv0h", local2="conv0v", dilated1="conv_spatial_h", dilated2="conv_spatial_v", mix="conv1"
 )
 KEYS: Final = {
-    "official": (Keys(VAN | LSKA, axes=2),),   # AttentionModule of VAN-Classification; LSKA of the code of its paper
+    "official": (Keys(VAN | LSKA, axes=2),),   # LKA of VAN-Classification; LSKA of the code of its paper
 }

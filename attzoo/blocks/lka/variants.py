@@ -8,7 +8,7 @@ from ...contract import Variant
 
 VARIANTS: Final = {
     "official": Variant(
-        "Visual-Attention-Network/VAN-Classification@e19779b, models/van.py, AttentionModule",
+        "Visual-Attention-Network/VAN-Classification@e19779b, models/van.py, LKA",
         {"kernel_size": 21, "separable": False},
     ),
     **{

@@ -5,15 +5,16 @@
     global = sigmoid(correlate(mean of p over windows, conv.weight))         (N, C)        along the channels
     y = x * (local_weight unpool(local) + (1 - local_weight) global)         (N, C, *S)    weights: (k,) each
 
-Use it where ECA is too coarse, because the coefficients of a channel may differ between parts of the image: it has 2 k
-weights, usually 6 to 14. It was made for object detection with small networks.
+Use it where ECA has too few coefficients: those of MLCA differ between parts of the image. It has 2 k weights, which
+are 6 to 14 for 8 to 16,384 channels. It was made for object detection.
 
 Source: Wan, Lu, Shen, Xu, Lang, Ren, "Mixed local channel attention for object detection", Engineering Applications of
 Artificial Intelligence 123, 2023, doi:10.1016/j.engappai.2023.106442; code wandahangFY/MLCA@afbeb47, MLCA.py.
 
 Where we differ: the code is for images; here space has one, two or three axes. As in the code, the local convolution
-passes over one sequence, with the channels of the first window, then those of the next; zeros are only before the first
-and after the last. So the first and last channel of a window have neighbours in other windows. Pooling to L windows and
-unpooling are both adaptive average pooling: a window of a map that L does not divide overlaps the next one, and for
-maps smaller than L windows repeat pixels. The mean of p therefore is the mean of x only if L divides the sizes of x.
+passes over one sequence: the channels of the first window, then those of the next, and so on. Zeros are padded only at
+the two ends of the sequence, so the first and last channel of a window have neighbours in other windows. Pooling to L
+windows and unpooling are both adaptive average pooling: if L does not divide the size of a map, windows overlap, and if
+a map is smaller than L, several windows read the same pixel. So the mean of p is the mean of x only if L divides the
+sizes of x.
 """

@@ -8,7 +8,7 @@ from ...contract import Variant
 
 VARIANTS: Final = {
     "paper": Variant(
-        "Roy et al., MICCAI 2018, arXiv:1803.02579v2, section 2: the sum, no bias",
+        "Roy et al., MICCAI 2018, arXiv:1803.02579v2: the sum, here without biases",
         {"reduction": 2, "bias": False, "combination": "sum_of_products"},
     ),
     "ai-med": Variant(

@@ -9,13 +9,13 @@
     y = channels 0, C/2, 1, C/2 + 1, 2, ... of z               (N, C, *S)
 
 Use it for attention to channels and positions with very few weights: 3 C / G of them, which all groups share. The
-number of channels must be a multiple of 2 * groups: set `groups` for networks with fewer than 128 channels.
+number of channels must be a multiple of 2 * groups, which is 128 by default: set `groups` for other numbers.
 
 Source: Zhang, Yang, "SA-Net: Shuffle Attention for Deep Convolutional Neural Networks", ICASSP 2021,
-arXiv:2102.00240v1, section 3.
+arXiv:2102.00240v1; code wofmanaf/SA-Net@00a6760, models/sa_resnet.py, sa_layer.
 
-Where we differ: numbers of channels that are not a multiple of 2 * groups are refused. The official code divides by
-zero for fewer channels, and for others computes groups whose halves differ in size. It has two spatial axes; here one
-to three. The shuffle exchanges channels between groups, so the output is not in the order of the input's channels;
-`attention` returns the factors in the order of the input's channels, before the shuffle.
+Where we differ: numbers of channels that are not a multiple of 2 * groups are refused. With fewer channels, the
+official code raises ZeroDivisionError; with some others it computes halves that differ in size. The official code has
+two spatial axes; here there are one to three. The shuffle moves channels between groups, so the output is not in the
+order of the input's channels; `attention` returns the factors in the order of the input's channels, before the shuffle.
 """

@@ -15,7 +15,7 @@ def mobilenet_rounding(spec: SK) -> int:
 
 PAPER: Final = {"reduction": 16, "kernel_sizes": (3, 5), "dilated": True, "split": False}
 VARIANTS: Final = {
-    "paper": Variant("Li et al., CVPR 2019, arXiv:1903.06586v2, eq. 1 to 6, with M = 2, G = 32, r = 16, L = 32", PAPER),
+    "paper": Variant("Li et al., CVPR 2019, arXiv:1903.06586v2, with M = 2, G = 32, r = 16, L = 32", PAPER),
     "official": Variant("implus/SKNet@17dd708, models/sknet50.prototxt, in Caffe", PAPER),
     "timm": Variant(
         "timm 1.0.31, timm/layers/selective_kernel.py, SelectiveKernel: each path gets its part of the channels, no"

@@ -6,17 +6,16 @@
     y = x * a                                                       (N, C, *S)
 
 Use it where channels and positions depend on each other, with few weights: 300 for images with the default kernel of
-7 x 7, whatever the number of channels. It reads x more often than CBAM. With initial weights, a is
-1/2 on average.
+7 x 7, for any number of channels. With initial weights, a is about 1/2 on average.
 
 Source: Misra, Nalamada, Arasanipalai, Hou, "Rotate to Attend: Convolutional Triplet Attention Module", WACV 2021,
-arXiv:2010.03045v2, section 3; code landskape-ai/triplet-attention@2cf02fb, triplet_attention.py.
+arXiv:2010.03045v2; code landskape-ai/triplet-attention@2cf02fb, triplet_attention.py.
 
-Where we differ: mean first, as in the other blocks of attzoo; the code puts the maximum first, which only swaps the
-kernels' two input planes: `load_weights(..., source="official")` swaps them. The momentum of the code's batch norm is
-0.01 (0.1 here, as everywhere in attzoo). The code is for images. In 1-D and 3-D there is likewise one map for each axis
-of C and *S, over which it pools: 2 maps of one axis in 1-D, and 4 maps of three axes in 3-D. Maps are named by their
-axes, where C takes the position of the axis that it replaces: "cw", "hc" and "hw" as in the code, "c" and "w" in 1-D,
-"chw", "dcw", "dhc" and "dhw" in 3-D. Convolutions over C see neighbouring channels, whose order has a meaning only
-after training. Where several values share the maximum, the gradient is split evenly among them.
+Where we differ: m has the mean first, as in the other blocks of attzoo. The code has the maximum first, which only
+swaps the two input planes of each kernel; `load_weights(..., source="official")` swaps them. The momentum of the batch
+norm is 0.01 in the code and 0.1 here, as everywhere in attzoo. The code is for images. In 1-D and 3-D, too, each axis
+of C and *S has one map, for which m is computed over that axis: 2 maps of one axis in 1-D, and 4 maps of three axes in
+3-D. Maps are named by their axes, where C takes the position of the axis that it replaces: "cw", "hc" and "hw" as in
+the code, "c" and "w" in 1-D, "chw", "dcw", "dhc" and "dhw" in 3-D. Where several values share the maximum, the gradient
+is split evenly among them.
 """

@@ -8,7 +8,7 @@ from ...contract import Variant
 
 VARIANTS: Final = {
     "paper": Variant(
-        "Misra et al., WACV 2021, arXiv:2010.03045v2, section 3: three maps, 7 x 7, batch norm",
+        "Misra et al., WACV 2021, arXiv:2010.03045v2: three maps, 7 x 7, batch norm",
         {"kernel_size": 7, "no_spatial": False},
     ),
     "official": Variant(
