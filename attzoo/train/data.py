@@ -90,7 +90,8 @@ class Folder:
             got = f"a path, {pairs}: attzoo.train.files.find returns those of a folder"
             raise TypeError(f"expected pairs of the paths of an image and its mask, got {got}")
         if not pairs:
-            raise ValueError("expected at least one image with its mask in pairs, got none")
+            fix = "attzoo.train.files.find returns those of a folder"
+            raise ValueError(f"expected at least one pair (image, mask) in the argument `pairs`, got none: {fix}")
         check_type(labels)
         self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
         self.preparation = preparation or Preparation()
