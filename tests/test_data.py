@@ -332,7 +332,7 @@ def test_other_arguments_are_refused(tmp_path):
     pairs = write_pairs(tmp_path, 1)
     with pytest.raises(ValueError, match=r"2 numbers, one for each spatial axis of .*0.npy, got \(4, 4, 4\)"):
         Folder(pairs, Preparation((4, 4, 4)))
-    with pytest.raises(ValueError, match=r"one pair \(image, mask\) in the argument `pairs`, got none: attzoo\.train\.files\.find returns"):
+    with pytest.raises(ValueError, match=r"one pair \(image, mask\) in the argument `pairs`, got none: attzoo"):
         Folder([])
     with pytest.raises(TypeError, match=r"flip must be True or False, got 0\.5"):
         Folder(pairs, flip=0.5)
