@@ -362,7 +362,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
     if not card.network:
         facts.append(("attention", card.shapes[1]))
     if card.residual:
-        facts.append(("residual", 'block(x, shortcut, act="relu"), in PyTorch: relu(block(x) + shortcut)'))
+        facts.append(("residual", 'block(x, shortcut=z, act="relu"), in PyTorch: relu(block(x) + z)'))
     if card.fused:
         facts.append(("in Triton", _kernels().replace("`", "")))
     if card.sources:

@@ -165,7 +165,7 @@ def _in_order(
 ) -> list[PartState]:
     """Return the part of a state dict for each block, by the order of the blocks of the same class.
 
-    Raises ValueError unless the state dict has as many blocks, of the same shapes.
+    Raises ValueError unless the state dict has, for each class, as many blocks with the shapes of these parts.
     """
     iterators: dict[type, Iterator[StoredBlock]] = {}
     found: list[PartState] = []

@@ -314,7 +314,11 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
-    """Return a new block of `backend` with the arguments of `spec`. Raise ValueError for backend "numpy"."""
+    """Return a new block of `backend` with the arguments of `spec`.
+
+    Raise ValueError for backend "numpy" or an unknown one, or if the backend lacks the dtype, and ModuleNotFoundError
+    if its package is not installed.
+    """
     if backend == "numpy":
         raise ValueError('backend must be "torch" or "keras", got "numpy": for NumPy arrays call attzoo.weights(block)')
     cls = registry.class_of(spec, backend)   # before `adapter`: its error names the missing package

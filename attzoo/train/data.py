@@ -125,7 +125,11 @@ class Folder:
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return image float32 (C, *S) and mask int64 (*S) at (epoch, index). Raises ValueError or OSError."""
+        """Return image float32 (C, *S) and mask int64 (*S) at (epoch, index).
+
+        Raises OSError or ValueError if a file cannot be read or has another size than before, and ValueError if a value
+        of the mask is not a class.
+        """
         epoch, index = key
         image, mask = self.preparation.read(self.pairs[index][0]), self.read_mask(index)
         size = self.shapes[index][1:]

@@ -93,7 +93,7 @@ def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
     )
     bias = gating_bias + skip_bias
     if g.shape[2:] == x.shape[2:]:
-        projected_tiles = (_linear(tile, gating_weight, bias) for tile in _tiles(g))
+        projected_tiles: Iterator[Tensor] = (_linear(tile, gating_weight, bias) for tile in _tiles(g))
     else:
         projection = _projected(g, gating_weight, bias)
         projected_tiles = _tiles(
