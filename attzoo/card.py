@@ -362,7 +362,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
     if not card.network:
         facts.append(("attention", card.shapes[1]))
     if card.residual:
-        facts.append(("residual", 'block(x, shortcut, act="relu"), in PyTorch: relu(block(x) + shortcut)'))
+        facts.append(("residual", 'block(x, shortcut=z, act="relu"), in PyTorch: relu(block(x) + z)'))
     if card.fused:
         facts.append(("in Triton", _kernels().replace("`", "")))
     if card.sources:
@@ -404,7 +404,10 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     rows = [(call, f"`{shapes}`", f"`{_channels_last(shapes)}`") for call, shapes in shapes_of_calls]
     yield _table(("", "channels first (PyTorch, NumPy, Keras)", "channels last (Keras)"), rows)
     if card.residual:
-        yield 'A call in PyTorch also takes `shortcut`, of x\'s shape and dtype, never broadcast, and `act`, `"relu"`.'
+        yield (
+            'In PyTorch a call also takes two options: `block(x, shortcut=z, act="relu")` returns relu(block(x) + z). '
+            "z must have the shape and dtype of x; it is not broadcast."
+        )
     yield "## Arguments"
     rows = [
         (f"`{argument.name}`", "required" if argument.required else f"`{argument.default!r}`", argument.about)

@@ -151,7 +151,10 @@ def parse_parts(description: Any) -> list[Part]:
 
 
 def _part(block: Mapping[str, Any]) -> Part:
-    """Return the part that an entry of "blocks" in a file's metadata describes. Raise ValueError if it is invalid."""
+    """Return the part that an entry of "blocks" in a file's metadata describes.
+
+    Raise ValueError or TypeError if it is invalid.
+    """
     if sorted(block) != sorted(PART_KEYS):
         raise ValueError(f"expected {', '.join(PART_KEYS)} of each block, got {str(list(block))[:100]}")
     if not isinstance(block["path"], str):
@@ -160,7 +163,10 @@ def _part(block: Mapping[str, Any]) -> Part:
 
 
 def _spec(description: Mapping[str, Any]) -> AnySpec:
-    """Return the spec that the keys "block" and "config" of `description` describe. Raise ValueError if invalid."""
+    """Return the spec that the keys "block" and "config" of `description` describe.
+
+    Raise ValueError or TypeError if one is invalid.
+    """
     config = description.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"expected a mapping of a block's arguments, got {str(config)[:100]}")

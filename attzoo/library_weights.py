@@ -165,7 +165,7 @@ def _in_order(
 ) -> list[PartState]:
     """Return the part of a state dict for each block, by the order of the blocks of the same class.
 
-    Raises ValueError unless the state dict has as many blocks, of the same shapes.
+    Raises ValueError unless the state dict has, for each class, as many blocks with the shapes of these parts.
     """
     iterators: dict[type, Iterator[StoredBlock]] = {}
     found: list[PartState] = []
@@ -186,7 +186,18 @@ def _in_order(
 def _blocks_of_kind(
     parts: Sequence[Part], layouts: tuple[Keys, ...], state: Mapping[str, Any], source: str
 ) -> list[StoredBlock]:
-    """Return the blocks in a state dict that have the shapes of parts of one class, in its order."""
+    """Return the blocks of `state` that have the shapes of `parts`, in the order of `state`.
+
+    Args:
+        parts: the model's parts of one class.
+        layouts: the layouts in which `source` may name their weights.
+        state: array by key.
+        source: name of the library, for the error.
+
+    Raises:
+        ValueError: `state` has another number of such blocks than there are parts.
+
+    """
     by_first_key = {
         next(iter(block.keys(part.spec).values())): block
         for part in parts

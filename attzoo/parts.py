@@ -213,18 +213,18 @@ def match_parts(parts: Sequence[Part], sources: Sequence[Part]) -> list[tuple[Pa
                 got = f"weights of {by_path[part.path]}: {BLOCKS_FIX}"
                 raise ValueError(f"expected weights of {part}{at_path}, got {got}")
         return [(part, by_path[part.path], "path") for part in parts]
-    pairs = []
+    matches = []
     for part in parts:
         similar_parts = [candidate for candidate in parts if candidate.is_like(part)]
         candidates = [source for source in sources if source.is_like(part)]
         if len(similar_parts) != len(candidates):
             raise _count_error(part, parts, sources, len(similar_parts), len(candidates))
         by = "kind" if len(similar_parts) == 1 else "order"
-        pairs.append((part, candidates[similar_parts.index(part)], by))
+        matches.append((part, candidates[similar_parts.index(part)], by))
     if surplus := [source for source in sources if not any(source.is_like(part) for part in parts)]:
         raise _count_error(surplus[0], parts, sources, 0, 1)
-    _check_order(pairs, sources)
-    return pairs
+    _check_order(matches, sources)
+    return matches
 
 
 def _count_error(part: Part, parts: Sequence[Part], sources: Sequence[Part], expected: int, got: int) -> ValueError:
@@ -236,39 +236,39 @@ def _count_error(part: Part, parts: Sequence[Part], sources: Sequence[Part], exp
     )
 
 
-def _check_order(pairs: Sequence[tuple[Part, Part, str]], sources: Sequence[Part]) -> None:
+def _check_order(matches: Sequence[tuple[Part, Part, str]], sources: Sequence[Part]) -> None:
     """Raise ValueError if matches by order are doubtful: paths contradict them, or the two orders of blocks differ.
 
-    pairs: the result of `match_parts`.
+    matches: the result of `match_parts`.
     """
     paths = {source.path for source in sources}
     fix = "give the layers the same names, or pass the weights of each block to load_weights(block, ...)"
-    for part, source, _ in pairs:
+    for part, source, _ in matches:
         if part.path in paths and part.path != source.path:
             got = f"{part.path!r} in both, where the order of the blocks would match it with {source.path!r}"
             raise ValueError(f"expected all or none of the blocks to have the same paths, got {got}: {fix}")
-    same_order = all(part.is_like(source) for (part, *_), source in zip(pairs, sources, strict=True))
-    if not same_order and any(by == "order" for *_, by in pairs):
+    same_order = all(part.is_like(source) for (part, *_), source in zip(matches, sources, strict=True))
+    if not same_order and any(by == "order" for *_, by in matches):
         orders = [shorten(", ".join(type(part.spec).__name__ for part in group), 200)
-                  for group in ([part for part, *_ in pairs], sources)]   # fmt: skip
+                  for group in ([part for part, *_ in matches], sources)]   # fmt: skip
         raise ValueError(f"expected the blocks in the order of the model, {orders[0]}, got {orders[1]}: {fix}")
 
 
-def rename_arrays(pairs: Sequence[tuple[Part, Part, str]], arrays: Mapping[str, Array]) -> dict[str, Array]:
+def rename_arrays(matches: Sequence[tuple[Part, Part, str]], arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Return the arrays of the sources under the names of the parts that they are matched with.
 
-    pairs: the result of `match_parts`. arrays: array by its name in the sources.
+    matches: the result of `match_parts`. arrays: array by its name in the sources.
     """
     return {
         name: contiguous(arrays[source_name])
-        for part, source, _ in pairs   # matched parts have equal specs, and so the same arrays in the same order
+        for part, source, _ in matches   # matched parts have equal specs, and so the same arrays in the same order
         for name, source_name in zip(part.weights, source.weights, strict=True)
     }
 
 
-def loaded_report(pairs: Sequence[tuple[Part, Part, str]]) -> Loaded:
+def loaded_report(matches: Sequence[tuple[Part, Part, str]]) -> Loaded:
     """Return the report of `load_weights` for the result of `match_parts`."""
-    return Loaded(tuple(Match(part.path, _name_of(part.spec), source.path, by) for part, source, by in pairs))
+    return Loaded(tuple(Match(part.path, _name_of(part.spec), source.path, by) for part, source, by in matches))
 
 
 def _name_of(spec: AnySpec) -> str:

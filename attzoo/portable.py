@@ -83,16 +83,16 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
 
     """
     parts = parts_of(model)
-    pairs = [(part, part, "path") for part in parts]
+    matches = [(part, part, "path") for part in parts]
     if source is not None:
-        pairs, arrays = read_parts(parts, arrays, source)
+        matches, arrays = read_parts(parts, arrays, source)
     elif isinstance(arrays, (str, os.PathLike)) or framework_of(arrays) is not None:
         sources, arrays = _read(Path(arrays)) if framework_of(arrays) is None else _read_model(arrays)
-        pairs = match_parts(parts, sources)
-        arrays = rename_arrays(pairs, arrays)
+        matches = match_parts(parts, sources)
+        arrays = rename_arrays(matches, arrays)
     dtypes = {name: dtype for part in parts for name, dtype in part.dtypes().items()}
     write_all(parts, checked_arrays(arrays, weights_of(parts), dtypes))
-    return loaded_report(pairs)
+    return loaded_report(matches)
 
 
 def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
@@ -314,7 +314,11 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
-    """Return a new block of `backend` with the arguments of `spec`. Raise ValueError for backend "numpy"."""
+    """Return a new block of `backend` with the arguments of `spec`.
+
+    Raise ValueError for backend "numpy" or an unknown one, or if the backend lacks the dtype, and ModuleNotFoundError
+    if its package is not installed.
+    """
     if backend == "numpy":
         raise ValueError('backend must be "torch" or "keras", got "numpy": for NumPy arrays call attzoo.weights(block)')
     cls = registry.class_of(spec, backend)   # before `adapter`: its error names the missing package

@@ -85,7 +85,7 @@ def recording(blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> Iter
     """
     recorder = Recorder(blocks, record)
     with LOCK:
-        taps = [_tap(block) for block in recorder.blocks.values()]
+        taps = [_acquire_tap(block) for block in recorder.blocks.values()]
     _RECORDERS.set((*_RECORDERS.get(), recorder))
     try:
         yield
@@ -99,7 +99,7 @@ def recording(blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> Iter
                     tap.remove(vars(tap.block))
 
 
-def _tap(block: Any) -> Tap:
+def _acquire_tap(block: Any) -> Tap:
     """Return the tap of a block, and count one more user of it. Install a tap if the block has none."""
     tap = vars(block).get("attention")
     if not isinstance(tap, Tap) or tap.block is not block:

@@ -65,7 +65,7 @@ def table() -> dict[str, str]:
     Third-party packages declare blocks as entry points, which are read as strings and not loaded. Raise ValueError if
     an entry point has the name of another block, a network or an alias.
     """
-    return BLOCKS | _third_party(_search_path())
+    return BLOCKS | _third_party_blocks(_search_path())
 
 
 def _search_path() -> tuple[tuple[str, int], ...]:
@@ -78,7 +78,7 @@ def _search_path() -> tuple[tuple[str, int], ...]:
 
 
 @lru_cache(maxsize=1)   # reading the entry points of all packages takes 5 to 10 ms, and every call needs them
-def _third_party(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
+def _third_party_blocks(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
     """Return name -> "package:Class" of the blocks that installed packages declare as entry points, sorted by name.
 
     search_path: the result of `_search_path`, a key of the cache.

@@ -28,7 +28,11 @@ class Stack(Generic[T]):
         STACKS.append(self)
 
     def get(self) -> tuple[T, ...]:
-        """Return the values of this context, and store them for worker threads, as the context may have changed."""
+        """Return the values of this context, and store them for worker threads.
+
+        They are stored at each call, since the last stored ones may be of another context. If this context has none,
+        return those of the thread for which this thread works, or ().
+        """
         values = self.variable.get()
         if values is None:
             return _inherited(self.name)

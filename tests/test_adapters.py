@@ -502,9 +502,9 @@ def quantized_in_training(linear):
 
 @pytest.mark.parametrize(("create_layer", "message"), [
     (Transposed, r"shape \(8, 3\), not \(3, 8\)"),
-    (Adapted, "the array of Adapted, which computes with another array: merge the adapter first"),
-    (AdaptedLinear, "the array of AdaptedLinear, which computes with another array: merge the adapter first"),
-    (quantized_in_training, "the array of Linear, which computes with another array"),
+    (Adapted, "a layer of class Adapted whose output also depends on arrays that the block's class does not"),
+    (AdaptedLinear, "a layer of class AdaptedLinear whose output also depends on"),
+    (quantized_in_training, "a layer of class Linear whose output also depends on"),
     (lambda linear: nn.LazyLinear(3), "LazyLinear creates at its first call"),
     (lambda linear: torch.ao.nn.quantized.dynamic.Linear(8, 3), "quantized values of Linear: read the weights before"),
     (lambda linear: linear.to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),

@@ -33,7 +33,10 @@ class Adapter(Protocol):
     """Interface of the modules `torch` and `keras` of this package, one for each framework."""
 
     def make(self, cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
-        """Return a built block of class `cls` whose weights have `dtype`."""
+        """Return a built block of class `cls` whose weights have `dtype`.
+
+        Raise TypeError or ValueError if `config` is invalid, and ValueError if the backend lacks the dtype.
+        """
 
     def dtype(self, block: Any) -> str:
         """Return the name of the widest dtype of a block's weights, such as "float32" or "bfloat16"."""
@@ -50,8 +53,10 @@ class Adapter(Protocol):
     def read(self, block: Any) -> dict[str, Array]:
         """Return copies of a block's arrays by canonical name; bfloat16 as float32, which is exact.
 
-        For an array that a layer computes (weight norm, LoRA), return its current value. Raise ValueError if a layer
-        does not have the array, or has it in a dtype that is not floating point.
+        For an array that a layer computes (weight norm; in Keras also LoRA), return its current value. Raise ValueError
+        if a layer has no such array, or has it with another shape, without values (meta, uninitialized), quantized,
+        sharded, or in a dtype that is not floating point, or if in PyTorch the layer also uses other arrays, such as
+        LoRA's.
         """
 
     def write(self, block: Any, arrays: Mapping[str, Array]) -> None:
@@ -96,7 +101,10 @@ class Adapter(Protocol):
         """
 
     def gamma(self, holder: Any) -> tuple[Array, str]:
-        """Return the weight `gamma` of `holder`, the layer around an attached block, and the name of its dtype."""
+        """Return the weight `gamma` of `holder`, the layer around an attached block, and the name of its dtype.
+
+        In Keras, raise ValueError if its values have another dtype than it declares.
+        """
 
     def set_gamma(self, holder: Any, array: Array) -> None:
         """Write the weight `gamma` of `holder`, the layer around an attached block. Raise ValueError as `write`."""

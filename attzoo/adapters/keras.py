@@ -40,7 +40,10 @@ def dtype(block: Any) -> str:
 
 
 def dtypes(block: Any) -> dict[str, str]:
-    """Return the dtype of every array by canonical name."""
+    """Return the dtype of every array by canonical name.
+
+    Raise ValueError if an array is missing, or its values have another dtype than it declares.
+    """
     values = {name: _value(_built(block), name) for name in block.spec.weights}
     return {name: _stored_dtype(value, name) for name, value in values.items()}
 
@@ -199,7 +202,10 @@ def parts(model: Any) -> dict[str, Any]:
 
 
 def gamma(holder: Any) -> tuple[Array, str]:
-    """Return the weight `gamma` of `holder`, an AttachedBlock, and the name of its dtype."""
+    """Return the weight `gamma` of `holder`, an AttachedBlock, and the name of its dtype.
+
+    Raise ValueError if its values have another dtype than it declares, as float64 on JAX without JAX_ENABLE_X64.
+    """
     return _numpy(holder.gamma), _stored_dtype(holder.gamma, "gamma")
 
 

@@ -326,8 +326,12 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, attribut
     is_property = isinstance(getattr(type(layer), attribute, None), property)
     is_computed = is_property and not parametrize.is_parametrized(layer, attribute)
     if is_computed or hasattr(layer, "weight_fake_quant") or _has_further_parameters(block, name, layer):
-        remedy = "merge the adapter first, as merge_and_unload of peft does, or read the weights before this change"
-        got = f"the array of {type(layer).__name__}, which computes with another array"
+        remedy = (
+            "merge the adapter first, as merge_and_unload of peft does, or read the weights before you add the adapter"
+            " or quantize"
+        )
+        reason = "output also depends on arrays that the block's class does not create (an adapter or quantization)"
+        got = f"a layer of class {type(layer).__name__} whose {reason}"
         raise missing_array(name, block, got, remedy)
 
 

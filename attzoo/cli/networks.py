@@ -35,7 +35,9 @@ def train(
     dims: Annotated[int | None, typer.Option(metavar="2|3", help="2 for images, 3 for volumes.  [2]")] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="H,W", help="Size to resize images to. Default: not resized; 64,64 for phantoms."),
+        typer.Option(
+            metavar="[D,]H,W", help="Size to resize images to. Default: not resized; 64 per axis for phantoms."
+        ),
     ] = None,
     classes: Annotated[
         int | None, typer.Option(metavar="K", help="Number of classes. Default: as many as in the masks.")

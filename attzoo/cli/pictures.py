@@ -22,7 +22,7 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors fil
 On = Annotated[Backend, backend_option("Framework to run the network in.")]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="H,W", help="Size to resize images to, or `own` for none. Default: as in training."),
+    typer.Option(metavar="[D,]H,W", help="Size to resize images to; `own` keeps their size. Default: as in training."),
 ]
 Normalise = Annotated[
     str | None,
@@ -41,10 +41,10 @@ def predict(
     size: Size = None,
     normalise: Normalise = None,
     window: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Size of windows for larger images. Default: whole images.")
+        str | None, typer.Option(metavar="[D,]H,W", help="Size of windows for larger images. Default: whole images.")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Overlap of neighbouring windows, as a fraction.  [0.5]")
+        float | None, typer.Option(metavar="SHARE", help="Fraction of a window that the next one overlaps.  [0.5]")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Windows per batch.  [4]")] = None,
     overlays: Annotated[

@@ -134,17 +134,17 @@ def shown(counts: Mapping[Any, int]) -> str:
     return ", ".join(texts) + (f" and {remaining} more values" if remaining else "")
 
 
-def number_of(color: Color) -> int:
+def encode_color(color: Color) -> int:
     """Return a colour encoded as one integer, with 16 bits for each of red, green and blue.
 
-    >>> color_of(number_of((255, 3, 65535)))
+    >>> decode_color(encode_color((255, 3, 65535)))
     (255, 3, 65535)
     """
     return color[0] << 2 * SHIFT | color[1] << SHIFT | color[2]
 
 
-def color_of(number: int) -> Color:
-    """Return the colour (red, green, blue) that `number_of` encoded as an integer."""
+def decode_color(number: int) -> Color:
+    """Return the colour (red, green, blue) that `encode_color` encoded as an integer."""
     largest = (1 << SHIFT) - 1
     return number >> 2 * SHIFT, number >> SHIFT & largest, number & largest
 

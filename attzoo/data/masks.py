@@ -20,8 +20,8 @@ from .labels import (
     check_labelled,
     check_type,
     check_values,
-    color_of,
-    number_of,
+    decode_color,
+    encode_color,
     text_of,
 )  # fmt: skip
 from .source import FileInfo, naming
@@ -32,7 +32,7 @@ class Stored:
     """The values that a mask's file stores, before they are converted to classes.
 
     Attributes:
-        values: (*S), integers; if `are_colors`, each is a colour encoded by `labels.number_of`.
+        values: (*S), integers; if `are_colors`, each is a colour encoded by `labels.encode_color`.
         are_colors: whether `values` are encoded colours.
         source: the metadata of the file.
         palette: (K, 3), the colour of each palette index; None if the file has no palette or `are_colors`.
@@ -50,7 +50,7 @@ class Stored:
 
     def value(self, stored: Any) -> Value:
         """Convert an element of `values` to an integer or a colour."""
-        return color_of(int(stored)) if self.are_colors else int(stored)
+        return decode_color(int(stored)) if self.are_colors else int(stored)
 
     def color(self, value: Value) -> Color:
         """Return the display colour of a value; black if it is beyond the palette."""
@@ -219,7 +219,7 @@ def _classes_of(stored: Stored, labels: Labels) -> NDArray[np.int64]:
     Raises:
         ValueError: if a value other than 255 is not in `labels`.
     """
-    values = [number_of(value) if isinstance(value, tuple) else value for value in labels.values]
+    values = [encode_color(value) if isinstance(value, tuple) else value for value in labels.values]
     order = np.argsort(values)
     sorted_values = np.array(values)[order]
     index = np.minimum(np.searchsorted(sorted_values, stored.values), len(values) - 1)

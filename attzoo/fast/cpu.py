@@ -28,7 +28,7 @@ SMALL = 1 << 17
 SMALL_TO_INFER = 1 << 20
 
 
-# ---- the forms of blocks ---------------------------------------------------------------------------------------------
+# ---- which blocks are computed here, and from which size of x on -----------------------------------------------------
 
 
 def _is_worth_it(block: Any, x: Tensor) -> bool:
@@ -45,7 +45,7 @@ SPATIAL = CpuForm(_is_worth_it, lambda block, x: scale(x, None, block.coefficien
 BOTH = CpuForm(_is_worth_it, lambda block, x: scale(x, block.channel.coefficients, block.spatial.coefficients))
 
 
-# ---- what the forms compute ------------------------------------------------------------------------------------------
+# ---- what is computed ------------------------------------------------------------------------------------------------
 
 
 def scale(x: Tensor, compute_s: Coefficients | None, compute_t: Coefficients | None) -> Tensor:

@@ -80,9 +80,9 @@ def copy_model(model: Any, call: Call) -> Any:
             layer_ids[copy.name] = id(layer)
             return copy
 
-        def call_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            _, original, path = copies[layer_ids[layer.name]]
-            return call(path, layer, original, *args, **kwargs)
+        def call_layer(copied_layer: Any, *args: Any, **kwargs: Any) -> Any:
+            _, original, path = copies[layer_ids[copied_layer.name]]
+            return call(path, copied_layer, original, *args, **kwargs)
 
         copied = keras.models.clone_model(graph, clone_function=clone, call_function=call_layer)
         if type(copied) is not type(graph) and not is_kind(type(graph), type(copied)):

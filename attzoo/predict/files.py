@@ -62,6 +62,7 @@ def predict_files(
 
     Raises:
         OSError: if `source` does not exist, `out` is not a folder, or a file may not be replaced. Nothing is written.
+        TypeError: if an option has another type; nothing is written.
         ValueError: if an option is invalid; nothing is written. If the only input cannot be read, has another number
             of channels or spatial axes than the network takes, has an invalid geometry, or is too large for the memory;
             the message names the file.

@@ -124,7 +124,8 @@ def _check_size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None
     """Return the size that images are resized to as a tuple, or None if `size` is None or empty.
 
     Raises:
-        ValueError: if the size has not one number for each of `dims` spatial axes.
+        TypeError: if the size is not a sequence of integers.
+        ValueError: if a number is less than 1, or the size has not one number for each of `dims` spatial axes.
     """
     size = None if size is None else contract.integers("size", size)
     if size and len(size) != dims:

@@ -29,7 +29,8 @@ TOLERANCE: Final = {"output": 2.0, "attention": 2.0, "gradient": 8.0, "training"
 # If rounding inside the spec changes its result at least this many times as much as the condition says, rounding
 # determines the tolerance (see oracle.py). In all other cases the factor is at most 3.
 ROUNDING_FACTOR: Final = 4.0
-# Largest allowed error in half precision, for averages over many pixels and for mixed precision, in the same unit.
+# Largest allowed error of averages of many pixels in float16, as a multiple of eps(dtype) * the largest output, and of
+# mixed precision, as a multiple of eps(dtype) * (condition + the largest output).
 HALF_TOLERANCE: Final = 16.0
 # Largest allowed error of an exported or saved program or model in float32, relative to its largest output.
 EXPORT_TOLERANCE: Final = 1e-5

@@ -61,7 +61,8 @@ class Batches:
         if self.rank >= self.world_size:
             raise ValueError(f"rank must be less than world_size, got rank={self.rank}, world_size={self.world_size}")
         if self.batch % self.world_size:
-            raise ValueError(f"batch must be a multiple of the {self.world_size} processes, got {self.batch}")
+            got = f"{self.batch}: set another --batch"
+            raise ValueError(f"batch must be a multiple of the {self.world_size} processes, got {got}")
         if self.drop_last and self.count < self.batch:
             got = f"{self.count}: set a smaller --batch"
             raise ValueError(f"expected at least {self.batch} samples to fill a batch, got {got}")

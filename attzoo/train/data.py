@@ -90,7 +90,8 @@ class Folder:
             got = f"a path, {pairs}: attzoo.train.files.find returns those of a folder"
             raise TypeError(f"expected pairs of the paths of an image and its mask, got {got}")
         if not pairs:
-            raise ValueError("expected at least one image with its mask in pairs, got none")
+            fix = "attzoo.train.files.find returns those of a folder"
+            raise ValueError(f"expected at least one pair (image, mask) in the argument `pairs`, got none: {fix}")
         check_type(labels)
         self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
         self.preparation = preparation or Preparation()
@@ -124,7 +125,11 @@ class Folder:
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return image float32 (C, *S) and mask int64 (*S) at (epoch, index). Raises ValueError or OSError."""
+        """Return image float32 (C, *S) and mask int64 (*S) at (epoch, index).
+
+        Raises OSError or ValueError if a file cannot be read or has another size than before, and ValueError if a value
+        of the mask is not a class.
+        """
         epoch, index = key
         image, mask = self.preparation.read(self.pairs[index][0]), self.read_mask(index)
         size = self.shapes[index][1:]

@@ -100,19 +100,19 @@ class Trainer:
         for i, variable in enumerate(self.network.optimizer.variables):
             variable.assign(arrays[f"optimizer.{i}"])
 
-    def _run_step(self, kind: str, images: Array, masks: NDArray[Any]) -> float:
+    def _run_step(self, mode: str, images: Array, masks: NDArray[Any]) -> float:
         """Run a step of Keras, add its predictions to the confusion matrix, and return the loss.
 
-        kind: "train", or "test" for no training. Other arguments as `step`.
+        mode: "train", or "test" for no training. Other arguments as `step`.
         """
         x, y = np.asarray(images), np.asarray(masks, np.int32)
         x = x if self.channels_first else np.moveaxis(x, 1, -1)
         self.network.reset_metrics()
         if self.strategy:
-            getattr(self.network, f"make_{kind}_function")()
-            logs = getattr(self.network, f"{kind}_function")(iter([_distribute(self.strategy, x, y)]))
+            getattr(self.network, f"make_{mode}_function")()
+            logs = getattr(self.network, f"{mode}_function")(iter([_distribute(self.strategy, x, y)]))
         else:
-            logs = getattr(self.network, f"{kind}_on_batch")(x, y, return_dict=True)
+            logs = getattr(self.network, f"{mode}_on_batch")(x, y, return_dict=True)
         self.confusion += np.array(ops.convert_to_numpy(self.metric.total_cm), np.int64)
         return float(logs["loss"])
 

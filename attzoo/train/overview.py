@@ -74,8 +74,8 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     labels = training.labels.values if training.labels else None
     class_texts = []
     for k in range(training.classes or 0):
-        value = f" (value {labels[k]})" if labels else ""
-        class_texts.append(f"{k}{value} in {_share(counts[k], total)}")
+        value_text = f" (value {labels[k]})" if labels else ""
+        class_texts.append(f"{k}{value_text} in {_share(counts[k], total)}")
     ignored_text = f"; {IGNORE}, ignored, in {_share(counts[IGNORE], total)}" if counts[IGNORE] else ""
     line = f"classes: {training.classes}, of all pixels {', '.join(class_texts)}{ignored_text}"
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})

@@ -294,7 +294,8 @@ def _prepare_folder(
 def _repair_best(run: State, network: Any, out: Path) -> None:
     """If the file of the best network is missing or changed, save the network of the last epoch in its place.
 
-    Print that the best network is lost, unless it is that of the last epoch.
+    Then `run.best` describes that network, and the state of the run is saved. Print that the best network is lost,
+    unless it is that of the last epoch.
     """
     digest, epoch = best.digest_or_none(out / best.NAME), len(run.history)
     if run.best and digest == run.best.digest:

@@ -110,7 +110,8 @@ class Settings(contract.NamedArguments):
         self._check_values()
         size = None if self.size is None else contract.integers("size", self.size)
         if size is not None and len(size) != self.dims:
-            raise ValueError(f"size must be {self.dims} numbers, one per spatial axis, got {contract.short_repr(size)}")
+            got = f"{contract.short_repr(size)} with dims={self.dims}: change size or dims"
+            raise ValueError(f"size must be {self.dims} numbers, one per spatial axis, got {got}")
         self._check_numbers()
         labels = None if self.labels is None else Labels(self.labels).values
         if labels and self.classes not in (None, len(labels)):
@@ -161,7 +162,7 @@ class Settings(contract.NamedArguments):
     def _check_numbers(self) -> None:
         """Check floats, the flag, the number of classes and the seed, and replace floats and the flag by plain ones.
 
-        Raises TypeError or ValueError.
+        Raises TypeError for a value of another type, and ValueError for a number out of its range.
         """
         for name in ("validation", "momentum", "rate", "factor", "decay"):
             if getattr(self, name) is None and getattr(Settings, name) is None:

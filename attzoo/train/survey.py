@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import IGNORE, Labels, describe_mask
-from ..data.labels import BLENDED, SHOWN, Color, Value, check_labelled, check_values, number_of, option_of, shown
+from ..data.labels import BLENDED, SHOWN, Color, Value, check_labelled, check_values, encode_color, option_of, shown
 from ..data.masks import Stored, read_stored
 
 MAX_CLASSES: Final = 64   # without --classes; more values are usually shades of grey or numbered objects
@@ -73,7 +73,7 @@ def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | 
 
 def _lost_values(stored: Stored, values: Iterable[Value], resize: Resize) -> set[Value]:
     """Return the elements of `values`, values of a mask, that no pixel has after `resize`."""
-    numbers = np.sort([number_of(value) if isinstance(value, tuple) else value for value in values])
+    numbers = np.sort([encode_color(value) if isinstance(value, tuple) else value for value in values])
     indices = np.unique(resize(np.searchsorted(numbers, stored.values)))   # resizing takes small numbers only
     return {stored.value(value) for value in np.delete(numbers, indices)}
 
@@ -117,8 +117,8 @@ def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
     for ((value, color), path), ((other_value, other_color), other_path) in combinations(colors.items(), 2):
         if color != other_color:
             continue
-        for mask, index in ((other_path, value), (path, other_value)):
-            palette = describe_mask(mask).palette
+        for mask_path, index in ((other_path, value), (path, other_value)):
+            palette = describe_mask(mask_path).palette
             if palette is not None and tuple(*palette[index : index + 1].tolist()) not in ((), color):
                 got = f"got {value} in {path} and {other_value} in {other_path}"
                 fix = f'list the colours of all classes by --labels "R,G,B;R,G,B;...", with {color}'

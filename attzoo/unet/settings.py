@@ -208,7 +208,10 @@ class Settings(contract.NamedArguments):
 
 
 def _steps(strides: Any, count: int, dims: int) -> tuple[tuple[int, ...], ...]:
-    """Return `count` strides for `dims` spatial axes each from the argument `strides`. Raise ValueError if invalid."""
+    """Return `count` strides for `dims` spatial axes each from the argument `strides`.
+
+    Raise TypeError or ValueError if it is invalid.
+    """
     steps = list(strides) if isinstance(strides, list | tuple) else [strides] * count
     if len(steps) != count:
         raise ValueError(f"strides must be one number or {count}, one from each level to the next, got {strides!r}")

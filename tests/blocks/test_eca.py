@@ -25,12 +25,14 @@ def test_rule_for_the_kernel_size():
 def test_kernel_sizes_out_of_range_raise():
     """|(log2 8 + 1) / gamma| is 2^31 for gamma = 2^-29."""
     assert adaptive_kernel_size(8, 2.0**-29) == 2**31 + 1
-    message = r"^kernel_size must be at most 2\^31, got 4e\+09 from gamma=1e-09 and b=1\.0$"
+    fix = r"set kernel_size, or a larger \|gamma\| or smaller \|b\|"
+    message = rf"^kernel_size must be at most 2\^31, got 4e\+09 from gamma=1e-09 and b=1\.0: {fix}$"
     with pytest.raises(ValueError, match=message):
         adaptive_kernel_size(8, 1e-9)
-    with pytest.raises(ValueError, match=r"^gamma must not be 0, got 0$"):
+    with pytest.raises(ValueError, match=r"^gamma must not be 0, got 0: leave it out for 2, or set kernel_size$"):
         ECA(8, gamma=0)
-    message = r"^kernel_size must be <= 2 \* channels \+ 1 = 7 with padding='circular', got 9$"
+    fix = "set a smaller kernel_size, or padding='zeros'"
+    message = rf"^kernel_size must be <= 2 \* channels \+ 1 = 7 with padding='circular', got 9: {fix}$"
     with pytest.raises(ValueError, match=message):
         ECA(3, 9, padding="circular")
     assert ECA(3, 7, padding="circular").kernel_size == 7

@@ -91,15 +91,17 @@ def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
     (skip_weight, skip_bias), (gating_weight, gating_bias), (psi, psi_bias) = (
         _folded(conv, norm) for conv, norm in _layers(gate)
     )
-    gating, bias, same_size = g, gating_bias + skip_bias, g.shape[2:] == x.shape[2:]
-    if not same_size:
-        gating = ops.resize(
-            _projected(g, gating_weight, bias), x.shape[2:], gate.spec.interpolation, gate.spec.align_corners
+    bias = gating_bias + skip_bias
+    if g.shape[2:] == x.shape[2:]:
+        projected_tiles: Iterator[Tensor] = (_linear(tile, gating_weight, bias) for tile in _tiles(g))
+    else:
+        projection = _projected(g, gating_weight, bias)
+        projected_tiles = _tiles(
+            ops.resize(projection, x.shape[2:], gate.spec.interpolation, gate.spec.align_corners)
         )
     y = torch.empty_like(x)
-    for x_tile, p_tile, y_tile in zip(_tiles(x), _tiles(gating), _tiles(y), strict=True):
-        h = _linear(p_tile, gating_weight, bias) if same_size else p_tile
-        h = h.baddbmm_(skip_weight.expand(len(h), -1, -1), x_tile).relu_()
+    for x_tile, projected, y_tile in zip(_tiles(x), projected_tiles, _tiles(y), strict=True):
+        h = projected.baddbmm_(skip_weight.expand(len(projected), -1, -1), x_tile).relu_()
         alpha = torch.baddbmm(psi_bias, psi.expand(len(h), -1, -1), h).sigmoid_()
         torch.mul(x_tile, alpha, out=y_tile)
     return y

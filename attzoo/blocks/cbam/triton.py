@@ -25,7 +25,7 @@ def parts(x: Tensor, shortcut: Tensor | None, *other_arguments: Any) -> tuple[La
 def outputs(x: Tensor, *other_arguments: Any) -> Sequence[Any]:
     """Allocate y (N, C, *S) and the tensors saved for the backward pass. Arguments: the operator's, see `ARGUMENTS`."""
     layers, conv = parts(x, *other_arguments)
-    return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.allocate_saved(x, conv)
+    return torch.empty_like(x), perceptron.saved(x, len(layers.w1), uses_maxima=True), *spatial.allocate_saved(x, conv)
 
 
 def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:

@@ -13,7 +13,7 @@ KEYS: Final = {"official": (Keys(NAMES, axes=2),), "timm": (Keys(NAMES, axes=2),
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments that the shapes of the arrays determine."""
+    """Return the arguments of coordinate attention that the shapes of its arrays, by canonical name, determine."""
     width, channels = shapes["squeeze.weight"][:2]
     return {"channels": channels, "reduced_channels": width, "bias": "squeeze.bias" in shapes}
 

@@ -27,7 +27,8 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     """
     size = abs((log2(channels) + b) / gamma)
     if size > 2**31:
-        raise ValueError(f"kernel_size must be at most 2^31, got {size:.4g} from gamma={gamma} and b={b}")
+        fix = "set kernel_size, or a larger |gamma| or smaller |b|"
+        raise ValueError(f"kernel_size must be at most 2^31, got {size:.4g} from gamma={gamma} and b={b}: {fix}")
     return 2 * floor(size / 2) + 1
 
 
@@ -56,7 +57,7 @@ class ECA(BlockSpec):
             gamma = contract.number("gamma", 2.0 if self.gamma is None else self.gamma)
             b = contract.number("b", 1.0 if self.b is None else self.b)
             if gamma == 0:
-                raise ValueError("gamma must not be 0, got 0")
+                raise ValueError("gamma must not be 0, got 0: leave it out for 2, or set kernel_size")
             contract.set_fields(self, gamma=gamma, b=b)
             k = adaptive_kernel_size(channels, gamma, b)
         contract.set_fields(
@@ -66,8 +67,8 @@ class ECA(BlockSpec):
             padding=contract.choice("padding", self.padding, tuple(PADDINGS)),
         )
         if self.padding == "circular" and self.k // 2 > channels:
-            limit = f"2 * channels + 1 = {2 * channels + 1}"
-            raise ValueError(f"kernel_size must be <= {limit} with padding='circular', got {k}")
+            limit, fix = f"2 * channels + 1 = {2 * channels + 1}", "set a smaller kernel_size, or padding='zeros'"
+            raise ValueError(f"kernel_size must be <= {limit} with padding='circular', got {k}: {fix}")
 
     @property
     def k(self) -> int:

@@ -13,7 +13,7 @@ KEYS: Final = {"timm": (Keys(NAMES, axes=2),), "official": (Keys(NAMES, axes=2),
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments that the shapes of the arrays determine."""
+    """Return the arguments of ESE that the shapes of its arrays, by canonical name, determine."""
     return {"channels": shapes["excite.weight"][0], "bias": "excite.bias" in shapes}
 
 

@@ -118,7 +118,7 @@ def forward(x: Tensor, args: Sequence[Any], saved: Tensor) -> None:
     (N, C, S), tiling = sizes(x), passes.portions("pool", x)
     parts = empty_float32(x, N, tiling.parts, C)
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
-    launch(passes.pool_kernel, tiling.programs, *pool_args, TOP=False, **tiling.options)
+    launch(passes.pool_kernel, tiling.programs, *pool_args, MAXIMA=False, **tiling.options)
     excite_args = parts, saved, weight, bias, N, C, tiling.parts, 1 / S
     launch(excite_kernel, cdiv(N, ROWS) * cdiv(C, WIDE), *excite_args, HARD_SIGMOID=gate == "hard_sigmoid", **_tile())
 
@@ -137,7 +137,7 @@ def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradient
     (N, C, S), tiling = sizes(x), passes.portions("channels", x)
     parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, 2, N, C)
     portion_args = x, dy, saved, None, None, None, parts, N, C, S, tiling.parts, tiling.steps
-    launch(passes.channels_kernel, tiling.programs, *portion_args, TOP=False, **tiling.options)
+    launch(passes.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
     args = parts, saved, grads, weight, N, C, tiling.parts, 1 / S
     launch(unexcite_kernel, cdiv(N, ROWS) * cdiv(C, WIDE), *args, HARD_SIGMOID=gate == "hard_sigmoid", **_tile())
     launch(weights_kernel, cdiv(C, WIDE) ** 2, saved, grads, *gradients, N, C, **_tile())

@@ -38,7 +38,7 @@ KEYS: Final = {"official": (OFFICIAL,), "mmcv": (OFFICIAL,), "timm": (TIMM,)}
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments that the shapes and the names of the arrays determine."""
+    """Return the arguments of GC that the shapes of its arrays by canonical name determine; {} without a transform."""
     terms = tuple(term for term in TERMS if f"{term}_squeeze.weight" in shapes)
     if not terms:
         return {}

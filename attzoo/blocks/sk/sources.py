@@ -35,7 +35,7 @@ def timm_arguments(spec: Any) -> dict[str, Any]:
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments that the shapes of the arrays determine."""
+    """Return the arguments of SK that the shapes of its arrays, by canonical name, determine."""
     width, channels = shapes["reduce.weight"][:2]
     return {"channels": channels, "reduced_channels": width}
 

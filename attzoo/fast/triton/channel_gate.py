@@ -19,10 +19,10 @@ from .perceptron import Layers
 
 
 def _to_input(
-    top: bool, x: Tensor, dy: Tensor, dx: Tensor, saved: Tensor, statistics: Tensor, _args: Sequence[Any]
+    uses_maxima: bool, x: Tensor, dy: Tensor, dx: Tensor, saved: Tensor, statistics: Tensor, _args: Sequence[Any]
 ) -> None:
-    """Write the gradient of x for averages and, if `top`, maxima over space."""
-    passes.to_input(x, dy, dx, saved, statistics, top)
+    """Write the gradient of x for averages and, if `uses_maxima`, maxima over space."""
+    passes.to_input(x, dy, dx, saved, statistics, uses_maxima)
 
 
 class Coefficients(NamedTuple):
@@ -111,20 +111,20 @@ def call(
 # ---- the perceptron --------------------------------------------------------------------------------------------------
 
 
-def of_perceptron(top: bool) -> Coefficients:
-    """Return the coefficients of SE (top=False), or of channel attention (top=True), which also uses maxima."""
+def of_perceptron(uses_maxima: bool) -> Coefficients:
+    """Return the coefficients of SE, or, with uses_maxima=True, of channel attention, which also uses maxima."""
     return Coefficients(
         "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, str act",
-        lambda x, w1, *_: perceptron.saved(x, len(w1), top),
-        lambda x, layers, saved: perceptron.forward(x, Layers._make(layers), top, saved),
-        partial(_perceptron_backward, top),
-        partial(_to_input, top),
+        lambda x, w1, *_: perceptron.saved(x, len(w1), uses_maxima),
+        lambda x, layers, saved: perceptron.forward(x, Layers._make(layers), uses_maxima, saved),
+        partial(_perceptron_backward, uses_maxima),
+        partial(_to_input, uses_maxima),
     )
 
 
 def _perceptron_backward(
-    top: bool, x: Tensor, dy: Tensor, layers: Sequence[Any], saved: Tensor, gradients: Sequence[Any]
+    uses_maxima: bool, x: Tensor, dy: Tensor, layers: Sequence[Any], saved: Tensor, gradients: Sequence[Any]
 ) -> Tensor:
-    """Write the gradients of the layers' weights, and return those of the averages and, if `top`, of the maxima."""
+    """Write the gradients of the layers' weights, and return those of averages and, if `uses_maxima`, maxima."""
     weights, weight_grads = Layers._make(layers), Layers._make([*gradients, *layers[4:]])
-    return perceptron.backward(x, dy, weights, top, saved, None, weight_grads)
+    return perceptron.backward(x, dy, weights, uses_maxima, saved, None, weight_grads)

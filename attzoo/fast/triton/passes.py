@@ -77,14 +77,14 @@ def pool_portion(
 @triton.jit
 def pool_kernel(
     x, parts, N, C, S, PARTS, STEPS,
-    TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    MAXIMA: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write sums and, if TOP, maxima over each part of the positions into `parts`, (1 + TOP, N, PARTS, C).
+    """Write sums and, if MAXIMA, maxima over each part of the positions into `parts`, (1 + MAXIMA, N, PARTS, C).
 
     One program: one portion of x.
     """
     n, c, part = portion(C, PARTS, BC)
-    if TOP:
+    if MAXIMA:
         pool_portion(x, parts, nth(parts, 1, N * PARTS, C), n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
     else:
         pool_portion(x, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
@@ -166,13 +166,13 @@ def scale_kernel(
     if s is not None:
         z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if t is not None:
-        position = n.to(tl.int64) * S + p
+        position_offset = n.to(tl.int64) * S + p
         if q is not None:
-            a = tl.sigmoid(apply_norm(tl.load(q + position, p < S, 0.0), statistics, norm_scale, norm_shift))
+            a = tl.sigmoid(apply_norm(tl.load(q + position_offset, p < S, 0.0), statistics, norm_scale, norm_shift))
             if i // tl.cdiv(S, BS) % tl.cdiv(C, BC) == 0:
-                tl.store(t + position, a, p < S)
+                tl.store(t + position_offset, a, p < S)
         else:
-            a = tl.load(t + position, p < S, 0.0)
+            a = tl.load(t + position_offset, p < S, 0.0)
         z = z * a[None, :]
     if shortcut is not None:
         z += tl.load(shortcut + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
@@ -258,8 +258,8 @@ def position_gradients_kernel(
     If q is given, the input of a batch norm, sums for its backward pass are written too; see `add_gradient_sums`.
     """
     n, p = sample_and_positions(tl.program_id(0), S, BS)
-    position = n.to(tl.int64) * S + p
-    top = tl.load(maps + position + (n + 1).to(tl.int64) * S, p < S, 0.0)
+    position_offset = n.to(tl.int64) * S + p
+    top = tl.load(maps + position_offset + (n + 1).to(tl.int64) * S, p < S, 0.0)
     sums = tl.zeros([BC, BS], REAL)
     count = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
@@ -272,12 +272,12 @@ def position_gradients_kernel(
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += d * z
         count += tl.where(inside & (z == top[None, :]), 1.0, 0.0)
-    a = tl.load(t + position, p < S, 0.0)
+    a = tl.load(t + position_offset, p < S, 0.0)
     gradient = tl.sum(sums, 0) * a * (1 - a)
-    tl.store(dq + position, gradient, p < S)
-    tl.store(ties + position, tl.sum(count, 0), p < S)
+    tl.store(dq + position_offset, gradient, p < S)
+    tl.store(ties + position_offset, tl.sum(count, 0), p < S)
     if q is not None:
-        i, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + position, p < S, 0.0)
+        i, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + position_offset, p < S, 0.0)
         add_gradient_sums(
             gradient, norm_input, p < S, i, programs, parts, counter, statistics, norm_sums, dscale, dshift
         )
@@ -315,11 +315,11 @@ def product_gradient(n, d, z, t, maps, dmaps, p, S):
 
     The tile is at sample n and positions p. t (N, S), maps and their gradient dmaps (N, 2, S) are those of `Map`.
     """
-    position = n.to(tl.int64) * S + p
-    map_position = position + n.to(tl.int64) * S
-    d = d * tl.load(t + position, p < S, 0.0)[None, :] + tl.load(dmaps + map_position, p < S, 0.0)[None, :]
-    top = tl.load(maps + map_position + S, p < S, 0.0)
-    share = tl.load(dmaps + map_position + S, p < S, 0.0)
+    position_offset = n.to(tl.int64) * S + p
+    map_offset = position_offset + n.to(tl.int64) * S
+    d = d * tl.load(t + position_offset, p < S, 0.0)[None, :] + tl.load(dmaps + map_offset, p < S, 0.0)[None, :]
+    top = tl.load(maps + map_offset + S, p < S, 0.0)
+    share = tl.load(dmaps + map_offset + S, p < S, 0.0)
     return tl.where(z == top[None, :], d + share[None, :], d)
 
 
@@ -359,14 +359,14 @@ def channels_portion(
 @triton.jit
 def channels_kernel(
     x, dy, saved, t, maps, dmaps, parts, N, C, S, PARTS, STEPS,
-    TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    MAXIMA: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write parts of the gradient of s and, if TOP, of the numbers of maxima into `parts`, (1 + TOP, N, PARTS, C).
+    """Write parts of the gradient of s and, if MAXIMA, of the numbers of ties into `parts`, (1 + MAXIMA, N, PARTS, C).
 
     One program: one portion of x and dy.
     """
     n, c, part = portion(C, PARTS, BC)
-    if TOP:
+    if MAXIMA:
         top, ties = nth(saved, 2, N, C), nth(parts, 1, N * PARTS, C)
         channels_portion(x, dy, saved, t, maps, dmaps, top, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
     else:
@@ -391,7 +391,7 @@ class Map(NamedTuple):
 @triton.jit
 def input_kernel(
     x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S,
-    TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    MAXIMA: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """Write the gradient of x into dx; see `to_input`. One program: one tile of x.
 
@@ -403,7 +403,7 @@ def input_kernel(
     d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if saved is not None:
         factor = tl.load(saved + n * C + c, c < C, 0.0)[:, None]
-    if (t is not None) or TOP:
+    if (t is not None) or MAXIMA:
         v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if t is not None:
         z = v
@@ -412,7 +412,7 @@ def input_kernel(
         d = product_gradient(n, d, z, t, maps, dmaps, p, S)
     if saved is not None:
         d = d * factor + tl.load(pool_grads + n * C + c, c < C, 0.0)[:, None]
-    if TOP:
+    if MAXIMA:
         maximum = tl.load(nth(saved, 2, N, C) + n * C + c, c < C, 0.0)[:, None]
         d = tl.where(v == maximum, d + tl.load(nth(pool_grads, 1, N, C) + n * C + c, c < C, 0.0)[:, None], d)
     tl.store(dx + offset, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
@@ -424,7 +424,7 @@ def to_input(
     dx: Tensor,
     saved: Tensor | None,
     pool_grads: Tensor | None,
-    top: bool = False,
+    uses_maxima: bool = False,
     map_gradients: Map | None = None,
 ) -> None:
     """Write the gradient of x into dx.
@@ -433,17 +433,17 @@ def to_input(
         x: (N, C, *S).
         dy: gradient of x * s * t, in the memory layout of x.
         dx: tensor to write.
-        saved: the saved tensor of perceptron.py: s, the averages and, if `top`, the maxima over space, (N, C) each;
-            None without s.
+        saved: the saved tensor of perceptron.py: s, the averages and, if `uses_maxima`, the maxima over space, (N, C)
+            each; None without s.
         pool_grads: (N, C) each, gradients of the average over space, divided by S, and of the maximum, divided by the
             number of ties.
-        top: whether s depends on maxima.
+        uses_maxima: whether s depends on maxima.
         map_gradients: t, its maps and their gradient; None without t.
 
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("input" if map_gradients is None else "input of a map", x)
-    options = {"TOP": top, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    options = {"MAXIMA": uses_maxima, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     t, maps, dmaps = map_gradients or (None, None, None)
     args = x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S
     launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)

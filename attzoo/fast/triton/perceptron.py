@@ -65,13 +65,13 @@ def layers_of(block: Any) -> Layers:
     return Layers(squeeze.weight, squeeze.bias, excite.weight, excite.bias, block.spec.gate, act)
 
 
-def saved(x: Tensor, R: int, top: bool) -> Tensor:
+def saved(x: Tensor, R: int, uses_maxima: bool) -> Tensor:
     """Allocate the float32 vector that is saved for the backward pass, with the layout in the module's docstring.
 
-    x is (N, C, *S), R the number of hidden units. top: whether maxima are used.
+    x is (N, C, *S), R the number of hidden units. uses_maxima: whether maxima are used.
     """
     N, C = x.shape[:2]
-    return empty_float32(x, N * (3 * C + 2 * R) if top else N * (2 * C + R))
+    return empty_float32(x, N * (3 * C + 2 * R) if uses_maxima else N * (2 * C + R))
 
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def act_of(u, ACT: tl.constexpr):
 @triton.jit
 def pool_excite_kernel(
     x, parts, counter, saved, w1, b1, w2, b2, N, C, S, R, PARTS, STEPS, scale,
-    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, MAXIMA: tl.constexpr, LAST: tl.constexpr,
     BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
@@ -131,7 +131,7 @@ def pool_excite_kernel(
     """
     n, c, part = portion(C, PARTS, BC)
     maxima_parts = nth(parts, 1, N * PARTS, C)
-    if TOP:
+    if MAXIMA:
         passes.pool_portion(x, parts, maxima_parts, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
     else:
         passes.pool_portion(x, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
@@ -145,7 +145,7 @@ def pool_excite_kernel(
             a = total_of(parts, n, k, k < C, C, PARTS) * scale
             tl.store(nth(saved, 1, N, C) + n * C + k, a, k < C)
             avg_units += tl.sum(w * a[None, :], 1)
-            if TOP:
+            if MAXIMA:
                 m = largest_of(maxima_parts, n, k, k < C, C, PARTS)
                 tl.store(nth(saved, 2, N, C) + n * C + k, m, k < C)
                 max_units += tl.sum(w * m[None, :], 1)
@@ -153,10 +153,10 @@ def pool_excite_kernel(
             bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
             avg_units += bias
             max_units += bias
-        hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r
+        hidden = nth(saved, 2 + MAXIMA, N, C) + n.to(tl.int64) * (1 + MAXIMA) * R + r
         tl.store(hidden, avg_units, r < R)
         h = tl.where(r < R, act_of(avg_units, ACT), 0.0)   # beyond R there may be 0 * infinity
-        if TOP:
+        if MAXIMA:
             tl.store(hidden + R, max_units, r < R)
             h += tl.where(r < R, act_of(max_units, ACT), 0.0)
         for start in range(0, C, CC):
@@ -164,14 +164,14 @@ def pool_excite_kernel(
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
             z = tl.sum(w * h[None, :], 1)
             if b2 is not None:
-                z += (1 + TOP) * tl.load(b2 + k, k < C, 0.0).to(REAL)
+                z += (1 + MAXIMA) * tl.load(b2 + k, k < C, 0.0).to(REAL)
             tl.store(saved + n * C + k, gate_of(z, HARD_SIGMOID), k < C)
 
 
 @triton.jit
 def squeeze_kernel(
     parts, saved, w1, b1, N, C, R, PARTS, scale,
-    TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    MAXIMA: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """Write pools and hidden units before the activation into `saved`, from parts of the pools. For large layers.
 
@@ -192,7 +192,7 @@ def squeeze_kernel(
         avg_units = multiply_add(a, w, avg_units, PRECISION)
         if i % blocks == 0:
             tl.store(nth(saved, 1, N, C) + n * C + c, a, inside)
-        if TOP:
+        if MAXIMA:
             m = largest_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
             max_units = multiply_add(m, w, max_units, PRECISION)
             if i % blocks == 0:
@@ -201,16 +201,16 @@ def squeeze_kernel(
     bias = tl.zeros([BR], REAL)
     if b1 is not None:
         bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
-    hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
+    hidden = nth(saved, 2 + MAXIMA, N, C) + n.to(tl.int64) * (1 + MAXIMA) * R + r[None, :]
     tl.store(hidden, avg_units + bias[None, :], inside)
-    if TOP:
+    if MAXIMA:
         tl.store(hidden + R, max_units + bias[None, :], inside)
 
 
 @triton.jit
 def excite_kernel(
     saved, w2, b2, N, C, R,
-    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, MAXIMA: tl.constexpr,
     BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """Write the coefficients into `saved`, from the hidden units in it. For large layers.
@@ -224,29 +224,29 @@ def excite_kernel(
     z = tl.zeros([BN, BC], REAL)
     for start in range(0, R, BR):
         r = start + tl.arange(0, BR)
-        h = hidden_of(saved, n, r, N, C, R, ACT, TOP)
+        h = hidden_of(saved, n, r, N, C, R, ACT, MAXIMA)
         w = tl.load(w2 + c[None, :] * R + r[:, None], (c < C)[None, :] & (r < R)[:, None], 0.0).to(REAL)
         z = multiply_add(h, w, z, PRECISION)
     if b2 is not None:
-        z += (1 + TOP) * tl.load(b2 + c, c < C, 0.0).to(REAL)[None, :]
+        z += (1 + MAXIMA) * tl.load(b2 + c, c < C, 0.0).to(REAL)[None, :]
     tl.store(saved + n * C + c[None, :], gate_of(z, HARD_SIGMOID), (n < N) & (c < C)[None, :])
 
 
 @triton.jit
-def hidden_of(saved, n, r, N, C, R, ACT: tl.constexpr, TOP: tl.constexpr):
+def hidden_of(saved, n, r, N, C, R, ACT: tl.constexpr, MAXIMA: tl.constexpr):
     """Return hidden units r of samples n after the activation, from `saved`, summed over the branches: (BN, BR)."""
     inside = (n < N) & (r < R)[None, :]
-    address = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
+    address = nth(saved, 2 + MAXIMA, N, C) + n.to(tl.int64) * (1 + MAXIMA) * R + r[None, :]
     h = act_of(tl.load(address, inside, 0.0), ACT)
-    if TOP:
+    if MAXIMA:
         h += act_of(tl.load(address + R, inside, 0.0), ACT)
     return h
 
 
-def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
+def forward(x: Tensor, layers: Layers, uses_maxima: bool, saved: Tensor) -> None:
     """Pool x (N, C, *S) over space and write `saved`: s, the pools and the hidden units.
 
-    top: whether maxima are used.
+    uses_maxima: whether maxima are used.
 
     Raises:
         ValueError: the layers do not have C channels, or have different numbers of hidden units.
@@ -259,18 +259,18 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in weights if tensor is not None)
         raise ValueError(f"expected weights and biases for {C} channels and {R} hidden units, got {shapes}")
     tiling = passes.portions("pool", x)
-    parts = empty_float32(x, 1 + top, N, tiling.parts, C)
+    parts = empty_float32(x, 1 + uses_maxima, N, tiling.parts, C)
     hard = layers.gate == "hard_sigmoid"
     if is_small(C, R):
         tensors = x, parts, counters(x, N), saved, layers.w1, layers.b1, layers.w2, layers.b2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        options = {"HARD_SIGMOID": hard, "ACT": layers.act, "TOP": top, **tiling.options, **_small_tile(R)}
+        options = {"HARD_SIGMOID": hard, "ACT": layers.act, "MAXIMA": uses_maxima, **tiling.options, **_small_tile(R)}
         launch(pool_excite_kernel, tiling.programs, *args, **options)
         return
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
-    launch(passes.pool_kernel, tiling.programs, *pool_args, TOP=top, **tiling.options)
+    launch(passes.pool_kernel, tiling.programs, *pool_args, MAXIMA=uses_maxima, **tiling.options)
     rows, BR = cdiv(N, ROWS), _units(R)
-    options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
+    options = {"MAXIMA": uses_maxima, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
     squeeze_args = parts, saved, layers.w1, layers.b1, N, C, R, tiling.parts, 1 / S
     launch(squeeze_kernel, rows * cdiv(R, BR), *squeeze_args, **options)
     excite_args = saved, layers.w2, layers.b2, N, C, R
@@ -306,7 +306,7 @@ def act_gradient(d, u, ACT: tl.constexpr):
 @triton.jit
 def channels_unexcite_kernel(
     x, dy, t, maps, dmaps, parts, counter, saved, grads, w1, w2, N, C, S, R, PARTS, STEPS, scale,
-    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, MAXIMA: tl.constexpr, LAST: tl.constexpr,
     BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
@@ -317,7 +317,7 @@ def channels_unexcite_kernel(
     n, c, part = portion(C, PARTS, BC)
     ties = nth(parts, 1, N * PARTS, C)
     top = nth(saved, 2, N, C)
-    if TOP:
+    if MAXIMA:
         passes.channels_portion(
             x, dy, saved, t, maps, dmaps, top, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS
         )
@@ -332,21 +332,21 @@ def channels_unexcite_kernel(
             k = start + tl.arange(0, CC)
             d = total_of(parts, n, k, k < C, C, PARTS)
             d = gate_gradient(d, tl.load(saved + n * C + k, k < C, 0.0), HARD_SIGMOID)
-            tl.store(nth(grads, 1 + TOP, N, C) + n * C + k, d, k < C)
+            tl.store(nth(grads, 1 + MAXIMA, N, C) + n * C + k, d, k < C)
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
             dh += tl.sum(w * d[:, None], 0)
-        hidden = (2 + TOP) * (tl.full([], N, tl.int64) * C) + n.to(tl.int64) * (1 + TOP) * R + r
+        hidden = (2 + MAXIMA) * (tl.full([], N, tl.int64) * C) + n.to(tl.int64) * (1 + MAXIMA) * R + r
         davg = act_gradient(dh, tl.load(saved + hidden, r < R, 0.0), ACT)
         tl.store(grads + hidden, davg, r < R)
         dmax = davg
-        if TOP:
+        if MAXIMA:
             dmax = act_gradient(dh, tl.load(saved + hidden + R, r < R, 0.0), ACT)
             tl.store(grads + hidden + R, dmax, r < R)
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
             tl.store(grads + n * C + k, tl.sum(w * davg[:, None], 0) * scale, k < C)
-            if TOP:
+            if MAXIMA:
                 count = tl.where(k < C, total_of(ties, n, k, k < C, C, PARTS), 1.0)
                 tl.store(nth(grads, 1, N, C) + n * C + k, tl.sum(w * dmax[:, None], 0) / count, k < C)
 
@@ -354,7 +354,7 @@ def channels_unexcite_kernel(
 @triton.jit
 def unexcite_kernel(
     parts, saved, grads, w2, N, C, R, PARTS,
-    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, MAXIMA: tl.constexpr,
     BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """Write the gradients of the hidden units before the activation into `grads`, from `parts` of the gradient of s.
@@ -376,17 +376,18 @@ def unexcite_kernel(
         w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
         dh = multiply_add(d, w, dh, PRECISION)
         if i % blocks == 0:
-            tl.store(nth(grads, 1 + TOP, N, C) + n * C + c, d, inside)
+            tl.store(nth(grads, 1 + MAXIMA, N, C) + n * C + c, d, inside)
     inside = (n < N) & (r < R)[None, :]
-    for branch in tl.static_range(1 + TOP):
-        hidden = (2 + TOP) * (tl.full([], N, tl.int64) * C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :]
+    for branch in tl.static_range(1 + MAXIMA):
+        first_unit = (2 + MAXIMA) * (tl.full([], N, tl.int64) * C) + (n.to(tl.int64) * (1 + MAXIMA) + branch) * R
+        hidden = first_unit + r[None, :]
         tl.store(grads + hidden, act_gradient(dh, tl.load(saved + hidden, inside, 0.0), ACT), inside)
 
 
 @triton.jit
 def unsqueeze_kernel(
     parts, grads, w1, N, C, R, PARTS, scale,
-    TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    MAXIMA: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """Write the gradients of the pools into `grads`, from those of the hidden units in it. For large layers.
 
@@ -404,12 +405,12 @@ def unsqueeze_kernel(
         r = start + tl.arange(0, BR)
         in_layer = (n < N) & (r < R)[None, :]
         w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
-        dhidden = nth(grads, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
+        dhidden = nth(grads, 2 + MAXIMA, N, C) + n.to(tl.int64) * (1 + MAXIMA) * R + r[None, :]
         davg = multiply_add(tl.load(dhidden, in_layer, 0.0), w, davg, PRECISION)
-        if TOP:
+        if MAXIMA:
             dmax = multiply_add(tl.load(dhidden + R, in_layer, 0.0), w, dmax, PRECISION)
     tl.store(grads + n * C + c, davg * scale, inside)
-    if TOP:
+    if MAXIMA:
         count = total_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
         tl.store(nth(grads, 1, N, C) + n * C + c, dmax / tl.where(inside, count, 1.0), inside)
 
@@ -417,7 +418,7 @@ def unsqueeze_kernel(
 @triton.jit
 def weights_kernel(
     saved, grads, dw1, db1, dw2, db2, N, C, R,
-    ACT: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    ACT: tl.constexpr, MAXIMA: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """Write the gradients of both layers, dw1, db1, dw2 and db2, from `saved` and `grads`.
 
@@ -435,12 +436,12 @@ def weights_kernel(
         n = (start + tl.arange(0, BN))[:, None]
         in_channels = (n < N) & (c < C)[None, :]
         in_units = (n < N) & (r < R)[None, :]
-        d = tl.load(nth(grads, 1 + TOP, N, C) + n * C + c[None, :], in_channels, 0.0)
-        h = hidden_of(saved, n, r, N, C, R, ACT, TOP)
+        d = tl.load(nth(grads, 1 + MAXIMA, N, C) + n * C + c[None, :], in_channels, 0.0)
+        h = hidden_of(saved, n, r, N, C, R, ACT, MAXIMA)
         dw2_sum = multiply_add(tl.trans(d), h, dw2_sum, PRECISION)
         db2_sum += tl.sum(d, 0)
-        for branch in tl.static_range(1 + TOP):
-            dhidden = nth(grads, 2 + TOP, N, C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :]
+        for branch in tl.static_range(1 + MAXIMA):
+            dhidden = nth(grads, 2 + MAXIMA, N, C) + (n.to(tl.int64) * (1 + MAXIMA) + branch) * R + r[None, :]
             d = tl.load(dhidden, in_units, 0.0)
             a = tl.load(nth(saved, 1 + branch, N, C) + n * C + c[None, :], in_channels, 0.0)
             dw1_sum = multiply_add(tl.trans(a), d, dw1_sum, PRECISION)
@@ -451,11 +452,17 @@ def weights_kernel(
     if db1 is not None and i // blocks == 0:
         tl.store(db1 + r, db1_sum.to(db1.dtype.element_ty), r < R)
     if db2 is not None and i % blocks == 0:
-        tl.store(db2 + c, ((1 + TOP) * db2_sum).to(db2.dtype.element_ty), c < C)
+        tl.store(db2 + c, ((1 + MAXIMA) * db2_sum).to(db2.dtype.element_ty), c < C)
 
 
 def backward(
-    x: Tensor, dy: Tensor, layers: Layers, top: bool, saved: Tensor, map_gradients: Map | None, gradients: Layers
+    x: Tensor,
+    dy: Tensor,
+    layers: Layers,
+    uses_maxima: bool,
+    saved: Tensor,
+    map_gradients: Map | None,
+    gradients: Layers,
 ) -> Tensor:
     """Return `grads`: gradients of averages, divided by S, of maxima, divided by their ties, and of the hidden layer.
 
@@ -463,7 +470,7 @@ def backward(
         x: (N, C, *S).
         dy: gradient of the product y, in the memory layout of x.
         layers: the layers.
-        top: whether maxima are used; if False, `saved` and the result do not contain them.
+        uses_maxima: whether maxima are used; if False, `saved` and the result do not contain them.
         saved: written by `forward`.
         map_gradients: t, its maps and their gradient if y = x * s * t; None if y = x * s.
         gradients: tensors to write, the gradients of the layers.
@@ -475,18 +482,19 @@ def backward(
     (N, C, S), R = sizes(x), len(layers.w1)
     tiling = passes.portions("channels" if map_gradients is None else "channels of a map", x)
     t, maps, dmaps = map_gradients or (None, None, None)
-    parts, grads = empty_float32(x, 1 + top, N, tiling.parts, C), empty_float32(x, len(saved))
+    parts, grads = empty_float32(x, 1 + uses_maxima, N, tiling.parts, C), empty_float32(x, len(saved))
     hard = layers.gate == "hard_sigmoid"
     BR = _units(R)
-    options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
+    options = {"MAXIMA": uses_maxima, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
     if is_small(C, R):
         tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, grads, layers.w1, layers.w2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        small_options = {"HARD_SIGMOID": hard, "ACT": layers.act, "TOP": top, **tiling.options, **_small_tile(R)}
+        small_options = {"HARD_SIGMOID": hard, "ACT": layers.act, "MAXIMA": uses_maxima}
+        small_options |= {**tiling.options, **_small_tile(R)}
         launch(channels_unexcite_kernel, tiling.programs, *args, **small_options)
     else:
         portion_args = x, dy, saved, t, maps, dmaps, parts, N, C, S, tiling.parts, tiling.steps
-        launch(passes.channels_kernel, tiling.programs, *portion_args, TOP=top, **tiling.options)
+        launch(passes.channels_kernel, tiling.programs, *portion_args, MAXIMA=uses_maxima, **tiling.options)
         rows = cdiv(N, ROWS)
         layer_args = parts, saved, grads, layers.w2, N, C, R, tiling.parts
         launch(unexcite_kernel, rows * cdiv(R, BR), *layer_args, HARD_SIGMOID=hard, ACT=layers.act, **options)

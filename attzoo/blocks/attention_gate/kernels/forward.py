@@ -205,7 +205,11 @@ def channels_at_once(x: Tensor, channels: int) -> int:
 
 
 def precision(x: Tensor) -> str:
-    """Return `input_precision` of Triton's products: for float32 it follows PyTorch's setting for convolutions."""
+    """Return `input_precision` for Triton's products.
+
+    It is "tf32x3" for float32 if PyTorch's setting forbids TF32 in convolutions, else "tf32". For half precision the
+    value has no effect.
+    """
     cudnn = torch.backends.cudnn
     conv = getattr(cudnn, "conv", None)   # newer setting; reading allow_tf32 raises once it has been used
     allowed = cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
