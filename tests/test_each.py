@@ -4,7 +4,7 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
-from each import first_of_each_test, one_of_each
+from each import first_of_each_test, one_of_each, third_of_each_test
 
 
 def items(test, **values):
@@ -40,6 +40,17 @@ def test_rows_that_are_repeated_are_used_equally_often():
 def test_first_item_of_each_test_is_selected():
     first, second = [*items("first", a=[1, 2, 3])], [*items("second", a=[4, 5])]
     assert {item.nodeid for item in first_of_each_test([*first, *second])} == {first[0].nodeid, second[0].nodeid}
+
+
+def test_a_third_of_each_test_is_selected_and_tests_begin_at_different_items():
+    numbers = list(range(9))
+    selections = {}
+    for test in ("first", "second", "third", "fourth", "fifth", "sixth"):
+        selected = third_of_each_test([*items(test, a=numbers)])
+        selections[test] = tuple(item.params["a"] for item in selected)
+        assert selections[test] in ((0, 3, 6), (1, 4, 7), (2, 5, 8))
+    assert len(set(selections.values())) > 1
+    assert len(third_of_each_test([*items("test", a=[1])])) == 1
 
 
 def test_parameters_of_a_fixture_are_all_selected():

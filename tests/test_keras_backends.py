@@ -66,6 +66,7 @@ def test_keras_tests_pass_on(backend, tmp_path, request):
     chosen = " or ".join(f"({file} and ({tests}))" for file, tests in files.items())
     command = [sys.executable, "-m", "pytest", *(HERE / file for file in files), "-k", chosen]
     command += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
+    command += [] if request.config.getoption("--all") else ["--third"]
     env = os.environ | {"KERAS_BACKEND": backend} | (jax(tmp_path) if backend == "jax" else {})
     process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
