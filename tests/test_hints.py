@@ -117,7 +117,7 @@ def test_error_for_an_unknown_choice_proposes_the_nearest(call, right):
 
 
 @pytest.mark.parametrize(("arguments", "hint"), [
-    (("check", "sbam"), "did you mean 'cbam'?"),
+    (("check", "cbma"), "did you mean 'cbam'?"),
     (("info", "unte"), "did you mean 'unet'?"),
     (("train", "--recipe", "camvdi"), "did you mean 'camvid'?"),
     (("train", "--loss", "dise"), "did you mean 'dice'?"),

@@ -14,7 +14,11 @@ from attzoo.blocks.gct.spec import GCT
 # two channels with the norms 5 and 1 of order 2, and 7 and 1 of order 1
 X = np.array([[[3.0, -4.0], [0.0, 1.0]]])
 TINY = 1e-30
-WEIGHTS = {"alpha": np.array([1.0, 7.0]), "gamma": np.array([0.5, -1.0]), "beta": np.array([0.0, 0.25])}
+WEIGHTS = {
+    "embedding_weight": np.array([1.0, 7.0]),
+    "gating_weight": np.array([0.5, -1.0]),
+    "gating_bias": np.array([0.0, 0.25]),
+}
 
 
 def test_l2_worked_out_by_hand():
@@ -31,14 +35,14 @@ def test_l1_worked_out_by_hand():
     assert_close(GCT(2, mode="l1", epsilon=TINY).attention(X, weights=WEIGHTS), a)
 
 
-def test_zeros_give_the_coefficient_of_beta_and_a_finite_gradient():
+def test_zeros_give_the_coefficient_of_the_bias_and_a_finite_gradient():
     block = attzoo.create("gct", 2, backend="torch")
     attzoo.load_weights(block, {name: array.astype(np.float32) for name, array in WEIGHTS.items()})
     x = torch.zeros(1, 2, 3, 3, requires_grad=True)
     block.attention(x).sum().backward()
     assert x.grad.isfinite().all()
-    assert_close(GCT(2, epsilon=TINY).attention(np.zeros((1, 2, 3)), weights=WEIGHTS | {"gamma": np.zeros(2)}),
-                 [1, 1 + tanh(0.25)])   # fmt: skip
+    weights = WEIGHTS | {"gating_weight": np.zeros(2)}
+    assert_close(GCT(2, epsilon=TINY).attention(np.zeros((1, 2, 3)), weights=weights), [1, 1 + tanh(0.25)])
 
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])
@@ -62,14 +66,14 @@ def test_formula_of_the_paper():
     s = alpha * np.linalg.norm(x.reshape(2, 6, -1), axis=2)
     hat = 6**0.5 * s / np.linalg.norm(s, axis=1, keepdims=True)
     expected = x * (1 + np.tanh(gamma * hat + beta))[:, :, None, None]
-    got = GCT(6, epsilon=TINY)(x, weights={"alpha": alpha, "gamma": gamma, "beta": beta})
+    got = GCT(6, epsilon=TINY)(x, weights=dict(zip(CANONICAL, (alpha, gamma, beta), strict=True)))
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["l2", "l1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_official_weights_give_the_output_of_the_official_mathematics(mode, dtype):
-    state = {name: torch.randn(1, 7, 1, 1, dtype=dtype) for name in ("alpha", "gamma", "beta")}
+    state = {name: torch.randn(1, 7, 1, 1, dtype=dtype) for name in NAMES}
     block = attzoo.create("gct", 7, backend="torch", mode=mode, dtype=dtype)
     attzoo.load_weights(block, {f"gct1.{name}": tensor for name, tensor in state.items()}, source="official")
     x = torch.randn(3, 7, 4, 5, dtype=dtype)
@@ -83,8 +87,8 @@ def test_official_weights_give_the_output_of_the_official_mathematics(mode, dtyp
 
 # ---- arrays: label -> arguments, canonical names with shapes ---------------------------------------------------------
 
-NAMES = ("alpha", "gamma", "beta")
-ARRAYS = {"": ({"channels": 5}, dict.fromkeys(NAMES, (5,)))}
+CANONICAL = ("embedding_weight", "gating_weight", "gating_bias")
+ARRAYS = {"": ({"channels": 5}, dict.fromkeys(CANONICAL, (5,)))}
 
 
 # ---- published variants ----------------------------------------------------------------------------------------------
@@ -106,4 +110,5 @@ def gct(mode):
     return compute
 
 
+NAMES = ("alpha", "gamma", "beta")   # of the authors' code
 PUBLISHED = {"official": Published(gct("l2"), NAMES, {}), "official-l1": Published(gct("l1"), NAMES, {})}

@@ -28,6 +28,7 @@ class GCT(Block):
         self.check_inputs(x)
         order, epsilon = self.spec.order, self.spec.epsilon
         norm = ops.spatial_norm(x, order, epsilon, self.channels_last)      # (N, C), float32 if x is half precision
-        alpha, gamma, beta = (ops.in_dtype_of(norm, weight) for weight in (self.alpha, self.gamma, self.beta))
-        n = ops.over_channel_norm(alpha * norm, order, epsilon)             # (N, C)
-        return ops.expand(ops.in_dtype_of(x, 1 + ops.tanh(gamma * n + beta)), x, self.channels_last)
+        weights = self.embedding_weight, self.gating_weight, self.gating_bias
+        embedding, gating, bias = (ops.in_dtype_of(norm, weight) for weight in weights)
+        n = ops.over_channel_norm(embedding * norm, order, epsilon)         # (N, C)
+        return ops.expand(ops.in_dtype_of(x, 1 + ops.tanh(gating * n + bias)), x, self.channels_last)

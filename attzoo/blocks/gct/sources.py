@@ -6,5 +6,5 @@ from typing import Final
 
 from ...contract import Keys
 
-NAMES: Final = {name: name for name in ("alpha", "gamma", "beta")}
+NAMES: Final = {"embedding_weight": "alpha", "gating_weight": "gamma", "gating_bias": "beta"}
 KEYS: Final = {"official": (Keys(NAMES, vectors=dict.fromkeys(NAMES, (1, 2))),)}   # (1, C, 1, 1)

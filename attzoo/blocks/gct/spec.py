@@ -50,9 +50,9 @@ class GCT(BlockSpec):
         """Return the shape and initialization of every array, by canonical name."""
         shape = (self.channels,)
         return {
-            "alpha": Weight(shape, "constant", center=1.0),
-            "gamma": Weight(shape, "constant"),
-            "beta": Weight(shape, "constant"),
+            "embedding_weight": Weight(shape, "constant", center=1.0),
+            "gating_weight": Weight(shape, "constant"),
+            "gating_bias": Weight(shape, "constant"),
         }
 
     def macs(self, x: Sequence[int]) -> int:
@@ -62,6 +62,6 @@ class GCT(BlockSpec):
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, 1..). Return the coefficients."""
         self.check_inputs(x.shape)
-        e = weights["alpha"] * ops.spatial_norm(x, self.order, self.epsilon)        # (N, C)
-        n = ops.over_channel_norm(e, self.order, self.epsilon)                      # (N, C)
-        return ops.expand(1 + ops.tanh(weights["gamma"] * n + weights["beta"]), x)
+        e = weights["embedding_weight"] * ops.spatial_norm(x, self.order, self.epsilon)   # (N, C)
+        n = ops.over_channel_norm(e, self.order, self.epsilon)                            # (N, C)
+        return ops.expand(1 + ops.tanh(weights["gating_weight"] * n + weights["gating_bias"]), x)

@@ -16,9 +16,9 @@ class GCT(Block):
     """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.GCT`."""
 
     spec: spec.GCT
-    alpha: Tensor
-    gamma: Tensor
-    beta: Tensor
+    embedding_weight: Tensor
+    gating_weight: Tensor
+    gating_bias: Tensor
 
     def __init__(
         self, channels: int, mode: str = "l2", epsilon: float = 1e-5, *, device: Any = None, dtype: Any = None
@@ -33,10 +33,11 @@ class GCT(Block):
         """Return the coefficients: (N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
         order, epsilon = self.spec.order, self.spec.epsilon
-        norm = ops.spatial_norm(x, order, epsilon)                # (N, C), float32 if x is half precision
-        alpha, gamma, beta = (ops.in_dtype_of(norm, weight) for weight in (self.alpha, self.gamma, self.beta))
-        n = ops.over_channel_norm(alpha * norm, order, epsilon)   # (N, C)
-        return ops.expand(ops.in_dtype_of(x, 1 + ops.tanh(gamma * n + beta)), x)
+        norm = ops.spatial_norm(x, order, epsilon)                    # (N, C), float32 if x is half precision
+        weights = self.embedding_weight, self.gating_weight, self.gating_bias
+        embedding, gating, bias = (ops.in_dtype_of(norm, weight) for weight in weights)
+        n = ops.over_channel_norm(embedding * norm, order, epsilon)   # (N, C)
+        return ops.expand(ops.in_dtype_of(x, 1 + ops.tanh(gating * n + bias)), x)
 
     @staticmethod
     def triton_form() -> Any:

@@ -84,7 +84,7 @@ def root_of(mean, epsilon, L1: tl.constexpr):
 
 @triton.jit
 def coefficients_kernel(
-    parts, saved, alpha, gamma, beta, N, C, PARTS, epsilon, L1: tl.constexpr, BC: tl.constexpr
+    parts, saved, embedding_weight, gating_weight, gating_bias, N, C, PARTS, epsilon, L1: tl.constexpr, BC: tl.constexpr
 ):   # fmt: skip
     """One program: the coefficients and norms of one sample."""
     n = tl.program_id(0)
@@ -93,25 +93,25 @@ def coefficients_kernel(
         c = start + tl.arange(0, BC)
         norm = norm_of(total_of(parts, n, c, c < C, C, PARTS), epsilon, L1)
         tl.store(nth(saved, 1, N, C) + n * C + c, norm, c < C)
-        e = tl.load(alpha + c, c < C, 0.0).to(REAL) * norm
+        e = tl.load(embedding_weight + c, c < C, 0.0).to(REAL) * norm
         magnitudes += magnitude_of(e, L1)
     root = root_of(tl.sum(magnitudes, 0) / C, epsilon, L1)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         norm = norm_of(total_of(parts, n, c, c < C, C, PARTS), epsilon, L1)
-        e = tl.load(alpha + c, c < C, 0.0).to(REAL) * norm
-        z = tl.load(gamma + c, c < C, 0.0).to(REAL) * (e / root) + tl.load(beta + c, c < C, 0.0).to(REAL)
+        e = tl.load(embedding_weight + c, c < C, 0.0).to(REAL) * norm
+        z = tl.load(gating_weight + c, c < C, 0.0).to(REAL) * (e / root) + tl.load(gating_bias + c, c < C, 0.0).to(REAL)
         tl.store(saved + n * C + c, 2 * tl.sigmoid(2 * z), c < C)
 
 
 @triton.jit
 def gradients_kernel(
-    parts, saved, grads, alpha, gamma, N, C, PARTS, epsilon, L1: tl.constexpr, BC: tl.constexpr
+    parts, saved, grads, embedding_weight, gating_weight, N, C, PARTS, epsilon, L1: tl.constexpr, BC: tl.constexpr
 ):   # fmt: skip
     """One program: the gradients of one sample, from the parts of the gradient of s.
 
     grads, (N, C) each: the factor of x, or of its sign, in the gradient of x; then the shares of the sample in the
-    gradients of alpha, gamma and beta.
+    gradients of embedding_weight, gating_weight and gating_bias.
     """
     n = tl.program_id(0)
     magnitudes = tl.zeros([BC], REAL)
@@ -119,21 +119,21 @@ def gradients_kernel(
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         norm = tl.load(nth(saved, 1, N, C) + n * C + c, c < C, 0.0)
-        e = tl.load(alpha + c, c < C, 0.0).to(REAL) * norm
+        e = tl.load(embedding_weight + c, c < C, 0.0).to(REAL) * norm
         s = tl.load(saved + n * C + c, c < C, 0.0)
         dz = total_of(parts, n, c, c < C, C, PARTS) * s * (2 - s)
         magnitudes += magnitude_of(e, L1)
-        products += dz * tl.load(gamma + c, c < C, 0.0).to(REAL) * e
+        products += dz * tl.load(gating_weight + c, c < C, 0.0).to(REAL) * e
     root = root_of(tl.sum(magnitudes, 0) / C, epsilon, L1)
     droot = -tl.sum(products, 0) / (root * root)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         norm = tl.load(nth(saved, 1, N, C) + n * C + c, c < C, 1.0)
-        a = tl.load(alpha + c, c < C, 0.0).to(REAL)
+        a = tl.load(embedding_weight + c, c < C, 0.0).to(REAL)
         e = a * norm
         s = tl.load(saved + n * C + c, c < C, 0.0)
         dz = total_of(parts, n, c, c < C, C, PARTS) * s * (2 - s)
-        de = dz * tl.load(gamma + c, c < C, 0.0).to(REAL) / root
+        de = dz * tl.load(gating_weight + c, c < C, 0.0).to(REAL) / root
         if L1:
             de += droot / C * sign_of(e)
             dx = de * a
@@ -153,7 +153,7 @@ def sign_of(v):
 
 
 @triton.jit
-def weights_kernel(grads, dalpha, dgamma, dbeta, N, C, BC: tl.constexpr):
+def weights_kernel(grads, dembedding, dgating, dbias, N, C, BC: tl.constexpr):
     """One program: the gradients of the weights of BC channels, over all samples."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     da = tl.zeros([BC], REAL)
@@ -163,9 +163,9 @@ def weights_kernel(grads, dalpha, dgamma, dbeta, N, C, BC: tl.constexpr):
         da += tl.load(nth(grads, 1, N, C) + n * C + c, c < C, 0.0)
         dg += tl.load(nth(grads, 2, N, C) + n * C + c, c < C, 0.0)
         db += tl.load(nth(grads, 3, N, C) + n * C + c, c < C, 0.0)
-    tl.store(dalpha + c, da.to(dalpha.dtype.element_ty), c < C)
-    tl.store(dgamma + c, dg.to(dgamma.dtype.element_ty), c < C)
-    tl.store(dbeta + c, db.to(dbeta.dtype.element_ty), c < C)
+    tl.store(dembedding + c, da.to(dembedding.dtype.element_ty), c < C)
+    tl.store(dgating + c, dg.to(dgating.dtype.element_ty), c < C)
+    tl.store(dbias + c, db.to(dbias.dtype.element_ty), c < C)
 
 
 @triton.jit
@@ -204,12 +204,13 @@ def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradient
 
     dy: gradient of the product, in the memory layout of x.
     """
-    alpha, gamma, _, l1, epsilon = args
+    embedding_weight, gating_weight, _, l1, epsilon = args
     (N, C, S), tiling = sizes(x), passes.portions("channels", x)
     parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, 4, N, C)
     portion_args = x, dy, saved, None, None, None, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
-    launch(gradients_kernel, N, parts, saved, grads, alpha, gamma, N, C, tiling.parts, epsilon, L1=l1, BC=WIDE)
+    arrays = parts, saved, grads, embedding_weight, gating_weight
+    launch(gradients_kernel, N, *arrays, N, C, tiling.parts, epsilon, L1=l1, BC=WIDE)
     launch(weights_kernel, cdiv(C, WIDE), grads, *gradients, N, C, BC=WIDE)
     return grads
 
@@ -225,10 +226,10 @@ def to_input(x: Tensor, dy: Tensor, dx: Tensor, saved: Tensor, grads: Tensor, ar
 
 def arguments(block: Any) -> tuple[Any, ...]:
     """Return the weights, (C,) each, whether the norms are of order 1, and epsilon."""
-    return block.alpha, block.gamma, block.beta, block.spec.order == 1, block.spec.epsilon
+    return block.embedding_weight, block.gating_weight, block.gating_bias, block.spec.order == 1, block.spec.epsilon
 
 
-SCHEMA: Final = "Tensor alpha, Tensor gamma, Tensor beta, bool l1, float epsilon"
+SCHEMA: Final = "Tensor embedding_weight, Tensor gating_weight, Tensor gating_bias, bool l1, float epsilon"
 KERNELS = channel_gate.kernels("gct", Coefficients(SCHEMA, saved_tensor, forward, backward, to_input))
 fused = partial(channel_gate.call, KERNELS, arguments)
 CASES: Final = (KernelCase(starts=(3, 3, 4)), KernelCase({"mode": "l1"}, act="relu"))
