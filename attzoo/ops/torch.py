@@ -388,7 +388,7 @@ def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
         pixels = y.index_select(axis, j.clamp(max=old - 1).flatten()).movedim(axis, -1)
         windows = pixels.reshape(*pixels.shape[:-1], *j.shape)
         means = windows.where(j < high, 0).mean(-1)   # a sum might overflow in a graph converted to half precision
-        y = (means * (width / (high - low)[:, 0].to(y.dtype))).movedim(-1, axis)
+        y = (means / (high - low)[:, 0] * width).movedim(-1, axis)   # an integer tensor does not fix the graph's dtype
     return in_dtype_of(x, y)
 
 
