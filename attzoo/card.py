@@ -207,9 +207,11 @@ class Card:
         """Return the arguments that a variant sets, as name -> value at `channels` channels."""
         preset = self.variants[variant]
         channels = self.channels if channels is None else channels
-        assumed = {key: value for key, value in self._counts(channels).items() if key not in preset.arguments}
-        config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
-        settings = dict(preset.arguments) | {name: config[name] for name in preset.rules}
+        settings = dict(preset.arguments)
+        if preset.rules:   # only their results depend on `channels`, which a variant may refuse
+            assumed = {key: value for key, value in self._counts(channels).items() if key not in preset.arguments}
+            config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
+            settings |= {name: config[name] for name in preset.rules}
         return without_idle_rules(self.spec, settings)
 
     def usage(self, channels: int | None = None) -> str:

@@ -9,8 +9,18 @@ import attzoo
 from attzoo.testing.case import EPS, draw
 
 NAMES = attzoo.names()
-# those with one input that accept any number of channels
-SINGLE = [name for name in NAMES if len(attzoo.info(name).inputs) == 1 and not attzoo.info(name).assumed(1)]
+LEVEL_CHANNELS = (2, 3, 4)   # of the U-Nets below
+
+
+def accepts_all(card, counts):
+    """Whether the block's default arguments accept each of these numbers of channels."""
+    return all(card.at_least(count) == count for count in counts)
+
+
+# those with one input
+SINGLE = [
+    name for name in NAMES if len(attzoo.info(name).inputs) == 1 and accepts_all(attzoo.info(name), LEVEL_CHANNELS)
+]
 GATES = [name for name in NAMES if len(attzoo.info(name).inputs) == 2]
 
 
@@ -46,7 +56,7 @@ def unets(draw_from):
     arguments = {
         "in_channels": pick(1, 2),
         "out_channels": pick(1, 3),
-        "channels": tuple(pick(2, 3, 4) for _ in range(steps + 1)),
+        "channels": tuple(pick(*LEVEL_CHANNELS) for _ in range(steps + 1)),
         "strides": tuple(tuple(pick(2, 1, 3) for _ in range(dims)) for _ in range(steps)),
         "kernel_size": pick(3, 1, 5),
         "norm": pick("batch", None, "instance"),

@@ -220,7 +220,7 @@ def test_fake_tensors_are_freed():
     with FakeTensorMode():
         for sample in SAMPLES.values():
             block = sample.create("torch")
-            block(*(torch.empty(shape) for shape in sample.shapes)).sum().backward()
+            block(*(torch.empty(shape, requires_grad=True) for shape in sample.shapes)).sum().backward()
         net = create_net("leejunhyun", "torch")
         net(random_pixels()).sum().backward()
         del block, net

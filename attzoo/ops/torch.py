@@ -101,6 +101,14 @@ def initialize(tensor: Tensor, weight: Weight) -> None:
         tensor.fill_(weight.center)
 
 
+def move_last(x: Tensor, axis: int = 1) -> Tensor:
+    """Move the last axis to position `axis`.
+
+    torch.onnx.export with dynamo=False writes the index -1 of `x.movedim(-1, axis)` to the model, which is invalid.
+    """
+    return x.movedim(x.ndim - 1, axis)
+
+
 class Linear(nn.Linear):
     """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O)."""
 
@@ -108,7 +116,7 @@ class Linear(nn.Linear):
         """Return the linear map of x (N, I, *S)."""
         if self.out_features == 1:
             return linear_to_one(x, self.weight, self.bias)
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return move_last(super().forward(x.movedim(1, -1)))
 
 
 def linear_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -119,8 +127,8 @@ def linear_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     last = x.movedim(1, -1)
     if not guard.is_eager_on_cpu(x):
-        return F.linear(last, weight, bias).movedim(-1, 1)
-    y = (last * weight[0]).sum(-1, keepdim=True).movedim(-1, 1)
+        return move_last(F.linear(last, weight, bias))
+    y = move_last((last * weight[0]).sum(-1, keepdim=True))
     return y if bias is None else y + bias
 
 
@@ -132,7 +140,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x (N, C, *S) in the dtype of x."""
-        y = super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        y = move_last(super().forward(x.movedim(1, -1)))
         return in_dtype_of(x, y)   # under autocast on CUDA, F.layer_norm returns float32
 
 
@@ -388,7 +396,7 @@ def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
         pixels = y.index_select(axis, j.clamp(max=old - 1).flatten()).movedim(axis, -1)
         windows = pixels.reshape(*pixels.shape[:-1], *j.shape)
         means = windows.where(j < high, 0).mean(-1)   # a sum might overflow in a graph converted to half precision
-        y = (means * (width / (high - low)[:, 0].to(y.dtype))).movedim(-1, axis)
+        y = move_last(means / (high - low)[:, 0] * width, axis)   # an integer tensor does not fix the graph's dtype
     return in_dtype_of(x, y)
 
 
@@ -461,7 +469,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     groups: number of groups, a divisor of C.
     """
     if is_plain(x) and not x.is_contiguous() and (last := x.movedim(1, -1)).is_contiguous():   # keeps channels last
-        return last.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2).movedim(-1, 1)
+        return move_last(last.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2))
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 

@@ -98,7 +98,7 @@ def test_official_weights_give_the_output_of_the_official_code(dtype, tolerance)
 
 def test_weights_of_a_volume_have_no_official_keys():
     block = attzoo.create("coord_attention", 8, backend="torch", spatial_dims=3)
-    with pytest.raises(ValueError, match=r"expected arrays that the target has keys for, got depth\.weight"):
+    with pytest.raises(ValueError, match=r"expected only arrays that the target also has, got depth\.weight"):
         attzoo.export_weights(block, target="official")
 
 

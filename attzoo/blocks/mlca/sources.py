@@ -6,4 +6,5 @@ from typing import Final
 
 from ...contract import Keys
 
-KEYS: Final = {"official": (Keys({"conv.weight": "conv.weight", "local_conv.weight": "conv_local.weight"}),)}
+NAMES: Final = {"conv.weight": "conv.weight", "local_conv.weight": "conv_local.weight"}
+KEYS: Final = {"official": (Keys(NAMES, vectors=dict.fromkeys(NAMES, (2, 0))),)}   # (1, 1, k)

@@ -42,6 +42,6 @@ class MLCA(Block):
         last = p.movedim(1, -1)                                   # (N, *L, C)
         u = self.local_conv(last.flatten(1)[:, None])             # (N, 1, product of L * C)
         z = ops.expand(self.conv(s[:, None])[:, 0], x)            # (N, C, 1..)
-        local = ops.sigmoid(u.reshape(last.shape).movedim(-1, 1))    # (N, C, *L)
+        local = ops.sigmoid(ops.move_last(u.reshape(last.shape)))    # (N, C, *L)
         unpooled = ops.adaptive_avg_pool(local, x.shape[2:])         # (N, C, *S)
         return self.spec.local_weight * unpooled + (1 - self.spec.local_weight) * ops.sigmoid(z)

@@ -51,7 +51,7 @@ class SK(Block):
         outputs = self.operands(x) if outputs is None else outputs
         s = ops.avg_pool(reduce(add, outputs))                              # (N, C)
         h = ops.apply_norm(self.reduce_norm, self.reduce(s))                # (N, R)
-        z = self.select(ops.relu(h)).unflatten(1, (-1, self.spec.channels))
+        z = self.select(ops.relu(h)).reshape(-1, len(self.names), self.spec.channels)
         a = ops.in_dtype_of(x, ops.position_softmax(z.transpose(1, 2)))    # (N, C, paths)
         return {name: ops.expand(a[..., i], x) for i, name in enumerate(self.names)}
 
