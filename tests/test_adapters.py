@@ -60,7 +60,8 @@ def assert_refused_after_change(case, tmp_path):
 
 def assert_refused(block, path, got, tmp_path):
     """Assert that save and convert raise with the layer's path and what was got, and write nothing."""
-    message = rf"expected {path} of \w+ to be .* got {got}.*: files cannot store this change, so undo the change"
+    subject = path if path == "the block" else rf"{path} of \w+"
+    message = rf"expected {subject} to be .* got {got}.*: files cannot store this change, so undo the change"
     for write in (
         lambda: attzoo.save(block, tmp_path / "a.safetensors"),
         lambda: attzoo.convert(block, backend="torch"),

@@ -94,7 +94,8 @@ def test_open_regular_refuses_missing_files_and_folders(tmp_path):
 # ---- a full disk -----------------------------------------------------------------------------------
 
 
-OLD = b"\x2d" + bytes(7) + b'{"__metadata__":{"attzoo":the old file of attzoo'   # convert replaces no other safetensors
+# an incomplete file of attzoo.save: save and convert replace no other safetensors
+OLD = b"\xff" + bytes(7) + rb'{"__metadata__":{"attzoo":"{\"format\": 1, \"block\":' + b"the old file"
 
 
 @pytest.mark.parametrize("old_content", [OLD, None])

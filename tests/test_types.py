@@ -79,7 +79,8 @@ follow_imports = skip
 def test_mypy_reports_exactly_the_marked_errors(tmp_path, pytestconfig):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "mypy.ini").write_text(OPTIONS)
-    cache = pytestconfig.cache.mkdir("mypy")   # so that torch is read only once
+    pytest_cache = getattr(pytestconfig, "cache", None)   # absent with -p no:cacheprovider
+    cache = pytest_cache.mkdir("mypy") if pytest_cache else tmp_path / "cache"   # pytest's: torch is read only once
     options = ["--config-file=mypy.ini", "--no-error-summary", f"--cache-dir={cache}"]
     command = [sys.executable, "-m", "mypy", *options, "program.py"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
