@@ -470,17 +470,17 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """
     if is_plain(x) and not x.is_contiguous() and (last := x.movedim(1, -1)).is_contiguous():   # keeps channels last
         return move_last(last.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2))
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return x.reshape(-1, groups, x.shape[1] // groups, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
 
 
 def fold_groups(x: Tensor, groups: int) -> Tensor:
     """Move groups of consecutive channels into the batch: (N, C, *S) -> (N * groups, C / groups, *S)."""
-    return x.unflatten(1, (groups, -1)).flatten(0, 1)
+    return x.reshape(-1, x.shape[1] // groups, *x.shape[2:])
 
 
 def unfold_groups(z: Tensor, groups: int) -> Tensor:
     """Move the groups of `fold_groups` back: (N * groups, K, *S) -> (N, groups * K, *S)."""
-    return z.unflatten(0, (-1, groups)).flatten(1, 2)
+    return z.reshape(-1, groups * z.shape[1], *z.shape[2:])
 
 
 def repeat_channels(x: Tensor, times: int) -> Tensor:
@@ -564,7 +564,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 _WRAPPED = (
     "linear_to_one", "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "spatial_norm",
     "position_softmax", "weighted_pool", "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool",
-    "adaptive_avg_pool", "channel_shuffle", "weighted_sum", "crop", "widen", "repeat", "upsample", "resize",
+    "adaptive_avg_pool", "channel_shuffle", "fold_groups", "unfold_groups", "weighted_sum", "crop", "widen", "repeat",
+    "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes
