@@ -164,7 +164,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
     """Return a block's method `attention`, wrapped so that it accepts KerasTensors and variables too.
 
     For a KerasTensor the block is called as a layer, with `attention_only`: a model that contained the operations or
-    inner layers of the block instead could not be reloaded. The value of a tf.Variable, which has no `ndim`, is used.
+    inner layers of the block instead could not be reloaded. The value of a tf.Variable is used.
     Floating-point inputs are cast to the block's compute dtype, as in a call of the block.
     """
 
@@ -173,10 +173,14 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
         """Return the coefficients for these inputs."""
         if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
             return block(*inputs, **kwargs, attention_only=True)
-        tensors = [x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x for x in inputs]
-        return attention(block, *(_as_called(block, x) for x in tensors), **kwargs)
+        return attention(block, *(_as_called(block, without_variable(x)) for x in inputs), **kwargs)
 
     return call
+
+
+def without_variable(x: Any) -> Any:
+    """Return the value of x if it is a tf.Variable, which has no `ndim`; else x itself."""
+    return x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x
 
 
 def _as_called(block: Any, x: Any) -> Any:
