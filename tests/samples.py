@@ -14,6 +14,15 @@ from attzoo.contract import by_name
 from attzoo.ops import numpy as ops
 
 
+def accepts(spec, arguments):
+    """Whether a class of specs accepts these arguments together."""
+    try:
+        spec(**arguments)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Sample:
     """A block's name and arguments, and the shape of each input, channels first."""

@@ -4,13 +4,17 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
+from samples import accepts
 
 import attzoo
 from attzoo import registry
+from attzoo.contract import without_idle_rules
 from attzoo.testing import check_block
+from attzoo.testing.case import choices
 
 BUILT_IN = list(registry.BLOCKS)
 CARDS = {name: attzoo.info(name) for name in BUILT_IN}
@@ -133,10 +137,16 @@ def test_variant_has_the_same_spec_in_every_backend(name, variant):
 
 @every_variant
 def test_explicit_arguments_override_a_variant(name, variant):
-    preset = registry.variants(name)[variant]
-    plain = attzoo.create(name, *ARGUMENTS[name], backend="numpy")
+    """The explicit value is the default, another choice, or the variant's: the first allowed with its other ones."""
+    preset, spec = registry.variants(name)[variant], attzoo.get(name, backend="numpy")
+    plain = spec(*ARGUMENTS[name])
     for argument in {**preset.arguments, **preset.rules}:
-        explicit_arguments = {argument: getattr(plain, argument)}
+        values = [getattr(plain, argument), *(value for value in choices(spec)[argument] if value is not None)]
+        values += [preset.arguments[argument]] if argument in preset.arguments else []
+        together = [without_idle_rules(spec, {**preset.arguments, argument: value}) for value in values]
+        create = partial(spec, *ARGUMENTS[name])
+        value = next(v for v, arguments in zip(values, together, strict=True) if accepts(create, arguments))
+        explicit_arguments = {argument: value}
         block = attzoo.create(name, *ARGUMENTS[name], backend="torch", variant=variant, **explicit_arguments)
         if derived_by(name, argument) not in preset.rules:
             assert getattr(block.spec, argument) == explicit_arguments[argument]

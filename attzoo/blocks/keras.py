@@ -173,10 +173,14 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
         """Return the coefficients for these inputs."""
         if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
             return block(*inputs, **kwargs, attention_only=True)
-        tensors = [x[...] if hasattr(x, "read_value") else x for x in inputs]   # only tf.Variable has this method
-        return attention(block, *(_as_called(block, x) for x in tensors), **kwargs)
+        return attention(block, *(_as_called(block, without_variable(x)) for x in inputs), **kwargs)
 
     return call
+
+
+def without_variable(x: Any) -> Any:
+    """Return the value of x if it is a tf.Variable, which has no `ndim`; else x itself."""
+    return x[...] if hasattr(x, "read_value") else x   # only a tf.Variable has this method
 
 
 def _as_called(block: Any, x: Any) -> Any:

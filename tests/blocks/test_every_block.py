@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from samples import accepts
 
 import attzoo
 from attzoo import registry
@@ -22,11 +23,16 @@ def required(name):
 
 
 def integers(name):
-    """Yield arguments of a block with integers: those of its examples, and each integer choice of its spec."""
+    """Yield arguments of a block with integers: those of its examples, and each integer choice of its spec.
+
+    Where the defaults of the others do not allow a choice, one other argument has another value, the first allowed.
+    """
     spec, base = attzoo.get(name, backend="numpy"), required(name)
     yield from (example.arguments for example in registry.examples(name).values())
+    others = [{}, *({other: value} for other, values in choices(spec).items() for value in values)]
     for argument, values in choices(spec).items():
-        yield from (base | {argument: value} for value in values if type(value) is int)
+        for value in (value for value in values if type(value) is int):
+            yield next(a for other in others if accepts(spec, a := base | other | {argument: value}))
 
 
 @pytest.mark.parametrize(("name", "arguments"), [

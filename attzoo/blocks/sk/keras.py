@@ -9,7 +9,7 @@ from typing import Any
 
 from ...ops import keras as ops
 from ...ops.keras import keras
-from ..keras import Block
+from ..keras import Block, without_variable
 from . import spec
 
 
@@ -55,12 +55,13 @@ class SK(Block):
         s = ops.avg_pool(reduce(add, outputs), self.channels_last)                    # (N, C)
         h = self.reduce_norm(self.reduce(s), training=training)                       # (N, R)
         z = keras.ops.reshape(self.select(ops.relu(h)), (-1, len(self.spec.paths), self.spec.channels))
-        a = keras.ops.cast(ops.position_softmax(z, channels_last=True), x.dtype)      # (N, paths, C)
+        a = keras.ops.softmax(keras.ops.cast(z, ops.wide(z.dtype)), axis=1)           # (N, paths, C)
+        a = keras.ops.cast(a, x.dtype)
         return {name: ops.expand(a[:, i], x, self.channels_last) for i, name in enumerate(self.spec.paths)}
 
     def operands(self, x: Any, training: bool | None = None) -> list[Any]:
         """Return the outputs of the paths: (N, *S, C) -> (N, *S, C) per path."""
-        x, names = ops.to_last(x, self.channels_last), list(self.spec.paths)
+        x, names = ops.to_last(without_variable(x), self.channels_last), list(self.spec.paths)
         parts = keras.ops.split(x, len(names), axis=-1) if self.spec.split else [x] * len(names)
         outputs = []
         for name, part in zip(names, parts, strict=True):
