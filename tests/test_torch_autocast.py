@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import attzoo
-from attzoo.contract import by_name
+from attzoo.contract import by_name, is_older
 from attzoo.ops import torch as ops
 
 devices = pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -58,6 +58,10 @@ def autocast(device, dtype):
             torch.set_autocast_enabled(device, True)
             torch.set_autocast_dtype(device, dtype)
             yield
+        except RuntimeError as err:
+            if is_older(torch.__version__, "2.11") and "CUDA driver" in str(err):
+                pytest.skip("needs a CUDA driver, or torch 2.11")   # to choose the kernel of a grouped convolution
+            raise
         finally:
             torch.set_autocast_enabled(device, before[0])
             torch.set_autocast_dtype(device, before[1])

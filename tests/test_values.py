@@ -70,7 +70,8 @@ def test_outputs_with_4096_channels(name, backend):
     card = attzoo.info(name)
     channels = 4096 if card.parameters(4096) < 4096**2 else 1024
     groups = {argument.name: channels // 8 for argument in card.arguments if argument.name == "groups"}
-    testing.outputs(case_of_shape(name, 1, channels, 2, 2, **groups), backend)
+    # With 2 x 2 pixels, a 1x1 convolution of PyTorch on a CPU has five times the error of the same matrix product.
+    testing.outputs(case_of_shape(name, 1, channels, 4, 4, **groups), backend)
 
 
 @every_backend

@@ -46,4 +46,4 @@ class CoordAttention(Block):
         u = ops.apply_norm(self.squeeze_norm, self.squeeze(s))      # (N, R, sum of S)
         z = ops.split_axes(ops.hard_swish(u), x)            # (N, R, 1.., S[i], 1..)
         gate = ops.GATES[self.spec.gate]
-        return {name: gate(self.get_submodule(name)(z[i])) for i, name in enumerate(self.spec.axes)}
+        return {name: gate(getattr(self, name)(z[i])) for i, name in enumerate(self.spec.axes)}
