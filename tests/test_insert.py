@@ -20,10 +20,21 @@ SIZES = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4), 3: torch.exp
 SINGLE = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
 
 
+def changes_its_input(name):
+    """Whether the output of a new block differs from its input."""
+    card = attzoo.info(name)
+    channels = card.at_least(8)
+    x = torch.randn(2, channels, 5, 4)
+    return not torch.equal(card.create(channels, backend="torch")(x), x)
+
+
+CHANGING = [name for name in SINGLE if changes_its_input(name)]
+
+
 # ---- what changes and what does not ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", CHANGING)
 def test_identity_keeps_outputs_and_names(name):
     plain = network()
     net, report = attached(name, example=X, **attzoo.info(name).assumed(8))
@@ -38,6 +49,18 @@ def test_identity_keeps_outputs_and_names(name):
     spec = net.bn2.attention.block.spec
     assert place.macs == spec.macs((1, 8, 9, 8))
     assert place.parameters == 1 + sum(w.size for w in spec.weights.values() if w.trainable)
+
+
+@pytest.mark.parametrize("name", sorted({*SINGLE} - {*CHANGING}))
+def test_identity_is_refused_for_a_block_that_would_never_learn(name):
+    net, x = network(), torch.randn(2, 8, 5, 4)
+    block = attzoo.info(name).create(8, backend="torch")
+    assert torch.equal(block(x), x)
+    with pytest.raises(ValueError, match=r"a block that changes its input .* at 'bn2.attention', .*start='default'"):
+        attzoo.attach(net, name, after="bn2", start="identity")
+    assert torch.equal(net(X), network()(X))
+    attzoo.attach(net, name, after="bn2", start="default")
+    assert torch.equal(net(X), network()(X))
 
 
 @pytest.mark.parametrize("name", SINGLE)

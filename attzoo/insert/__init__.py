@@ -47,7 +47,8 @@ def attach(
             MobileNets and EfficientNets of torchvision, timm and keras.applications; or "skips", every skip connection
             of MONAI's UNet, for blocks with a gating signal.
         start: "identity" computes x + gamma * (block(x) - x) with a trainable gamma that is initially 0, so that the
-            outputs of a trained network do not change; "default" computes block(x).
+            outputs of a trained network do not change; "default" computes block(x). "identity" is refused for blocks
+            whose own initial output is x, such as `gct`, because they would never learn with it.
         example: an input of the network, or a tuple or dict of its arguments; a list is one input. Required if the
             class of a module does not declare its number of output channels. With an example, the report has the
             multiply-adds, and a module that is called several times, or never, raises an error. Not needed in Keras.

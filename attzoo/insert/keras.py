@@ -10,12 +10,12 @@ from .. import registry
 from ..adapters import can_attend
 from ..blocks.keras import AttachedBlock
 from ..ops.keras import keras
-from ..parts import check_start
 from .create import check_one_input, create
 from .keras_copy import copy_model, functional, layers_of
 from .keras_same import is_product, same_block
 from .match import select
 from .report import Place, Report
+from .start import check_start
 
 NORMS: Final = (   # layers whose argument `axis` is the channel axis
     keras.layers.BatchNormalization, keras.layers.GroupNormalization, keras.layers.LayerNormalization,

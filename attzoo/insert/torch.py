@@ -12,7 +12,6 @@ from torch import nn
 
 from .. import registry
 from ..ops import guard
-from ..parts import check_start
 from . import same
 from .attached import (
     CHILD,
@@ -40,6 +39,7 @@ from .hosts import (
     shapes_at,
 )
 from .report import Place, Report
+from .start import check_start
 
 
 def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
