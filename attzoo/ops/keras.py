@@ -490,7 +490,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
-relu, sigmoid, tanh, stack, multiply = ops.relu, ops.sigmoid, ops.tanh, ops.stack, ops.multiply
+relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
 reshape, concatenate, zeros_like = ops.reshape, ops.concatenate, ops.zeros_like
 
 
@@ -514,6 +514,11 @@ def hard_swish(z: Any) -> Any:
 
 
 GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def tanh(z: Any) -> Any:
+    """Return the hyperbolic tangent of z. JAX computes `keras.ops.tanh` of float64 with the precision of float32."""
+    return 2 * sigmoid(2 * z) - 1
 
 
 def activate(z: Any, act: str) -> Any:

@@ -78,7 +78,7 @@ def test_official_weights_give_the_output_of_the_official_mathematics(mode, dtyp
     attzoo.load_weights(block, {f"gct1.{name}": tensor for name, tensor in state.items()}, source="official")
     x = torch.randn(3, 7, 4, 5, dtype=dtype)
     tolerance = 2e-6 if dtype == torch.float32 else 1e-12
-    torch.testing.assert_close(block(x), gct(mode)(x, state, False), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(block(x), gct(mode, NAMES)(x, state, False), rtol=tolerance, atol=tolerance)
     exported = attzoo.export_weights(block, target="official")
     assert exported.keys() == state.keys()
     for name, array in exported.items():
@@ -94,11 +94,11 @@ ARRAYS = {"": ({"channels": 5}, dict.fromkeys(CANONICAL, (5,)))}
 # ---- published variants ----------------------------------------------------------------------------------------------
 
 
-def gct(mode):
-    """Return the function of the authors' code in a mode."""
+def gct(mode, names):
+    """Return the function of the authors' code in a mode, for arrays with these names of alpha, gamma and beta."""
 
     def compute(x, w, training):
-        alpha, gamma, beta = (w[name].reshape(1, -1, 1, 1) for name in NAMES)
+        alpha, gamma, beta = (w[name].reshape(1, -1, 1, 1) for name in names)
         if mode == "l2":
             e = alpha * (torch.einsum("nchw,nchw->nc", x, x) + 1e-5)[:, :, None, None] ** 0.5
             scale = gamma * ((e**2).sum(1, keepdim=True) / e.shape[1] + 1e-5) ** -0.5
@@ -111,4 +111,7 @@ def gct(mode):
 
 
 NAMES = ("alpha", "gamma", "beta")   # of the authors' code
-PUBLISHED = {"official": Published(gct("l2"), NAMES, {}), "official-l1": Published(gct("l1"), NAMES, {})}
+PUBLISHED = {
+    "official": Published(gct("l2", CANONICAL), CANONICAL, {}),
+    "official-l1": Published(gct("l1", CANONICAL), CANONICAL, {}),
+}
