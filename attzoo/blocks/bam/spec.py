@@ -11,8 +11,7 @@ from ... import contract
 from ...contract import Array, Example, Weight, batch_norm, fan_in_uniform
 from ...ops import numpy as ops
 from .. import bottleneck
-from ..bottleneck import Bottleneck
-from ..spec import BlockSpec
+from ..bottleneck import HiddenWidth
 
 KERNEL: Final = 3   # side of the dilated kernels, in pixels
 HIDDEN: Final = ("squeeze", "reduce", "context1", "context2")   # layers with R outputs
@@ -37,7 +36,7 @@ EXAMPLES: Final = {
 
 
 @dataclass(frozen=True)
-class BAM(BlockSpec):
+class BAM(HiddenWidth):
     """channels: C >= 1, channels of the input.
 
     reduction: >= 1, dimensionless; the hidden layers have max(1, C // reduction) channels; None means 16.
@@ -52,9 +51,6 @@ class BAM(BlockSpec):
     Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
-    channels: int
-    reduction: int | None = contract.rule_for("reduced_channels")
-    reduced_channels: int | None = None
     dilation: int = 4
     combination: str = "one_plus_sigmoid_of_product"   # type: ignore[assignment, misc]   # a field here
     norm: bool = True
@@ -62,25 +58,15 @@ class BAM(BlockSpec):
     spatial_dims: int = 2
 
     def __post_init__(self) -> None:
-        contract.refuse_idle_rules(self)
-        layers = Bottleneck(self.channels, self.reduction, self.reduced_channels)   # checks these arguments
+        super().__post_init__()
         contract.set_fields(
             self,
-            channels=layers.channels,
-            reduction=layers.reduction,
-            reduced_channels=layers.width,
             dilation=contract.integer("dilation", self.dilation),
             combination=contract.choice("combination", self.combination, COMBINATIONS),
             norm=contract.flag("norm", self.norm),
             norm_after=contract.choice("norm_after", self.norm_after, tuple(NORMED)),
             spatial_dims=contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3)),
         )
-
-    @property
-    def width(self) -> int:
-        """Return R, the number of channels of the hidden layers."""
-        assert self.reduced_channels is not None   # set in __post_init__; for the type checker
-        return self.reduced_channels
 
     @property
     def weights(self) -> dict[str, Weight]:

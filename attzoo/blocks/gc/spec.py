@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ... import contract
 from ...contract import Array, Coefficients, Example, Weight, fan_in_uniform, layer_norm
 from ...ops import numpy as ops
-from ..bottleneck import REDUCTION
-from ..spec import BlockSpec, Combination
+from ..bottleneck import HiddenWidth
+from ..spec import Combination
 
 # fusion -> names of the arrays of coefficients, and how they are applied to x
 FUSIONS: Final[Mapping[str, tuple[tuple[str, ...], Combination]]] = {
@@ -33,7 +33,7 @@ EXAMPLES: Final = {
 
 
 @dataclass(frozen=True)
-class GC(BlockSpec):
+class GC(HiddenWidth):
     """channels: C >= 1, channels of the input.
 
     reduction: >= 1, dimensionless; there are max(2, C // reduction) hidden units; None means 16.
@@ -43,36 +43,18 @@ class GC(BlockSpec):
     Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
-    channels: int
-    reduction: int | None = contract.rule_for("reduced_channels")
-    reduced_channels: int | None = None
+    min_width: ClassVar[int] = FEWEST
+    least_width: ClassVar[int] = FEWEST
     fusion: str = "add"
     epsilon: float = ops.EPSILON
 
     def __post_init__(self) -> None:
-        contract.refuse_idle_rules(self)
-        channels, reduced = contract.integer("channels", self.channels), self.reduced_channels
-        if reduced is None:
-            contract.set_fields(self, reduction=contract.integer("reduction", self.ratio))
-            reduced = max(FEWEST, channels // self.ratio)
+        super().__post_init__()
         contract.set_fields(
             self,
-            channels=channels,
-            reduced_channels=contract.integer("reduced_channels", reduced, FEWEST),
             fusion=contract.choice("fusion", self.fusion, tuple(FUSIONS)),
             epsilon=contract.positive("epsilon", self.epsilon),
         )
-
-    @property
-    def ratio(self) -> int:
-        """Return `reduction`, or its default of 16."""
-        return REDUCTION if self.reduction is None else self.reduction
-
-    @property
-    def width(self) -> int:
-        """Return R, the number of hidden units."""
-        assert self.reduced_channels is not None   # set in __post_init__; for the type checker
-        return self.reduced_channels
 
     @property
     def terms(self) -> tuple[str, ...]:

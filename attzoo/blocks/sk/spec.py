@@ -15,9 +15,9 @@ from ... import contract
 from ...contract import Array, Example, Weight, batch_norm, fan_in_uniform
 from ...ops import numpy as ops
 from .. import bottleneck
-from ..spec import BlockSpec, Combination
+from ..bottleneck import HiddenWidth
+from ..spec import Combination
 
-REDUCTION: Final = 16
 MIN_WIDTH: Final = 32   # L of the paper: least R of the rule for `reduction`
 GROUPS: Final = 32
 CHOICES: Final = {
@@ -36,7 +36,7 @@ EXAMPLES: Final = {
 
 
 @dataclass(frozen=True)
-class SK(BlockSpec):
+class SK(HiddenWidth):
     """channels: C >= 1, channels of the input and of the output.
 
     reduction: >= 1, dimensionless; the hidden layer has max(32, C // reduction) units; None means 16.
@@ -50,9 +50,7 @@ class SK(BlockSpec):
     """
 
     combination: ClassVar[Combination] = "own"
-    channels: int
-    reduction: int | None = contract.rule_for("reduced_channels")
-    reduced_channels: int | None = None
+    min_width: ClassVar[int] = MIN_WIDTH
     kernel_sizes: Sequence[int] = (3, 5)
     dilated: bool = True
     groups: int | None = None
@@ -60,41 +58,24 @@ class SK(BlockSpec):
     spatial_dims: int = 2
 
     def __post_init__(self) -> None:
-        contract.refuse_idle_rules(self)
-        channels, reduced, split = contract.integer("channels", self.channels), self.reduced_channels, self.split
-        if reduced is None:
-            contract.set_fields(self, reduction=contract.integer("reduction", self.ratio))
-            reduced = max(MIN_WIDTH, channels // self.ratio)
+        super().__post_init__()
         sizes = _kernel_sizes(self.kernel_sizes)
         contract.set_fields(
             self,
-            channels=channels,
-            reduced_channels=contract.integer("reduced_channels", reduced),
             kernel_sizes=sizes,
             dilated=contract.flag("dilated", self.dilated),
-            split=contract.flag("split", split),
+            split=contract.flag("split", self.split),
             spatial_dims=contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3)),
         )
-        if self.split and channels % len(sizes):
+        if self.split and self.channels % len(sizes):
             expected = f"channels must be a multiple of the {len(sizes)} paths with split=True"
-            raise ValueError(f"{expected}, got {channels}: give such a number, or split=False")
+            raise ValueError(f"{expected}, got {self.channels}: give such a number, or split=False")
         groups = gcd(GROUPS, self.path_channels) if self.groups is None else contract.integer("groups", self.groups)
         if self.path_channels % groups:
             divisors = [str(n) for n in range(1, self.path_channels + 1) if self.path_channels % n == 0]
             got = f"got {groups}: give {contract.shorten(', '.join(divisors), 200)}"
             raise ValueError(f"groups must divide the {self.path_channels} input channels of a path, {got}")
         contract.set_fields(self, groups=groups)
-
-    @property
-    def ratio(self) -> int:
-        """Return `reduction`, or its default of 16."""
-        return REDUCTION if self.reduction is None else self.reduction
-
-    @property
-    def width(self) -> int:
-        """Return R, the number of hidden units."""
-        assert self.reduced_channels is not None   # set in __post_init__; for the type checker
-        return self.reduced_channels
 
     @property
     def group_count(self) -> int:
