@@ -195,8 +195,18 @@ class BatchNorm(keras.layers.Layer):
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
 
 
+class _Norm(keras.layers.Layer):
+    """Base class of norms with a weight and a bias for each channel: (N, *S, C) -> (N, *S, C)."""
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weight and the bias."""
+        shape = (input_shape[-1],)
+        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
+
+
 @register
-class LayerNorm(keras.layers.Layer):
+class LayerNorm(_Norm):
     """Layer norm of the channels at each position: (N, *S, C) -> (N, *S, C), also (N, C) -> (N, C).
 
     Statistics are computed in float32 or float64. epsilon: added to the variance.
@@ -205,12 +215,6 @@ class LayerNorm(keras.layers.Layer):
     def __init__(self, epsilon: float = EPSILON, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
-
-    def build(self, input_shape: Any) -> None:
-        """Create the weight and the bias."""
-        shape = (input_shape[-1],)
-        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
-        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
 
     def call(self, x: Any) -> Any:
         """Return the norm of x (N, *S, C) in the dtype of x."""
@@ -225,7 +229,7 @@ class LayerNorm(keras.layers.Layer):
 
 
 @register
-class GroupNorm(keras.layers.Layer):
+class GroupNorm(_Norm):
     """Group norm of consecutive channels: (N, *S, C) -> (N, *S, C). Statistics are computed in float32 or float64.
 
     groups: number of groups, a divisor of C.
@@ -234,12 +238,6 @@ class GroupNorm(keras.layers.Layer):
     def __init__(self, groups: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.groups = groups
-
-    def build(self, input_shape: Any) -> None:
-        """Create the weight and the bias."""
-        shape = (input_shape[-1],)
-        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
-        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
 
     def call(self, x: Any) -> Any:
         """Return the norm of x (N, *S, C) in the dtype of x."""
