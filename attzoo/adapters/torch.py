@@ -215,7 +215,7 @@ def set_gamma(holder: Any, array: Array) -> None:
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
     """Return coefficients as a float32 or float64 array; None for a traced tensor or one without values."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():   # type: ignore[attr-defined]
+    if guard.is_traced():
         return None
     if not isinstance(tensor, Tensor) or guard.has_no_numbers(tensor):
         return None

@@ -101,6 +101,11 @@ def is_plain(*tensors: Tensor) -> bool:
     )
 
 
+def is_traced() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace is tracing a graph."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())   # type: ignore[attr-defined]
+
+
 def is_eager_on_cpu(*tensors: Tensor) -> bool:
     """Whether the tensors are plain, float32 or float64, on a CPU, and autocast is off."""
     return (

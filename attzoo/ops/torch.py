@@ -95,7 +95,7 @@ def initialize(tensor: Tensor, weight: Weight) -> None:
     elif weight.initialization == "normal":
         tensor.normal_(weight.center, weight.scale)
     elif weight.initialization == "orthogonal":
-        values = tensor if tensor.dtype in EXACT else tensor.float()   # QR decomposition lacks half precision
+        values = _wide(tensor)   # QR decomposition lacks half precision
         tensor.copy_(nn.init.orthogonal_(values, weight.scale))
     else:
         tensor.fill_(weight.center)
@@ -172,8 +172,8 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
     Raises ValueError for batch norm in training on one value per channel, except while a graph is traced.
     """
-    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-    if not graph and norm.training and isinstance(norm, NORMS) and isinstance(x, Tensor) and x.numel() == x.shape[1]:
+    uses_batch = norm.training and isinstance(norm, NORMS)
+    if not guard.is_traced() and uses_batch and isinstance(x, Tensor) and x.numel() == x.shape[1]:
         raise one_value(x.shape)
     return norm(x)
 
@@ -191,6 +191,11 @@ def avg_pool(x: Tensor) -> Tensor:
 def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return the mean over axes, of which there is at least one, as `avg_pool` describes."""
     return x.sum(axes) / prod(x.shape[a] for a in axes) if is_plain(x) and x.dtype in EXACT else x.mean(axes)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return x in float32 if it has half precision, else x itself."""
+    return x if x.dtype in EXACT else x.float()
 
 
 def axis_mean(x: Tensor, axis: int) -> Tensor:
@@ -244,7 +249,7 @@ def spatial_norm(x: Tensor, order: int, epsilon: float) -> Tensor:
     order: 1 for the sum of magnitudes, 2 for the root of the sum of squares plus `epsilon`. A sum of squares may
     overflow in float16.
     """
-    z, space = x if x.dtype in EXACT else x.float(), tuple(range(2, x.ndim))
+    z, space = _wide(x), tuple(range(2, x.ndim))
     return z.abs().sum(space) if order == 1 else (z.square().sum(space) + epsilon).sqrt()
 
 
@@ -282,8 +287,8 @@ def relative_deviation(x: Tensor, epsilon: float, unbiased: bool) -> Tensor:
     n = 1 it is 0. Half precision is computed in float32, because squares may overflow float16.
     """
     space = tuple(range(2, x.ndim))
-    wide = x if x.dtype in EXACT else x.float()
-    d = (wide - wide.mean(space, keepdim=True)).square()
+    z = _wide(x)
+    d = (z - z.mean(space, keepdim=True)).square()
     n = d.new_full((), prod(x.shape[2:]) - int(unbiased)).clamp(min=1)   # max() would fix the sizes of a graph
     return in_dtype_of(x, d / (d.sum(space, keepdim=True) / n + epsilon))
 
@@ -384,10 +389,9 @@ def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
     error on CUDA, gather the pixels of each window instead.
     """
     sizes = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-    if not is_traced and x.dtype in EXACT and not torch.are_deterministic_algorithms_enabled():
+    if not guard.is_traced() and x.dtype in EXACT and not torch.are_deterministic_algorithms_enabled():
         return ADAPTIVE_AVG_POOL[len(sizes)](x, sizes)
-    y = x if x.dtype in EXACT else x.float()
+    y = _wide(x)
     for axis, new in enumerate(sizes, start=2):
         old, i = y.shape[axis], torch.arange(new, device=x.device)[:, None]
         low, high = i * old // new, ((i + 1) * old + new - 1) // new
