@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import attzoo
+from attzoo.adapters import adapter
 
 MAP = (2, 40, 6, 5)
 CHANNELS = (4, 8, 16, 24, 40, 64, 72, 96, 100, 200, 300, 512)
@@ -100,6 +101,29 @@ def spatial_gate(x, w, training, prefix="", max_first=False, norm=True):
         planes, kernel = planes[::-1], kernel.flip(1)
     logits = F.conv2d(torch.cat(planes, 1), kernel, padding=3)
     return x * torch.sigmoid(batch_norm(logits, w, f"{prefix}norm", training) if norm else logits)
+
+
+def assert_official_weights_give(block, x, state, expected, tolerance):
+    """Assert that a block with the official weights gives an output, in both frameworks, and exports these weights.
+
+    Args:
+        block: the name of the block, whose variant is "official".
+        x: the input (N, C, *S), whose dtype is that of the weights. Keras is tested in float32 only.
+        state: tensors by official key.
+        expected: the output of the official code.
+        tolerance: relative and absolute tolerance of the output.
+
+    """
+    for backend in ("torch", "keras")[: 2 if x.dtype == torch.float32 else 1]:
+        options = {"dtype": x.dtype} if backend == "torch" else {}
+        ours = attzoo.create(block, x.shape[1], backend=backend, variant="official", **options)
+        attzoo.load_weights(ours, state, source="official")
+        y = adapter(backend).forward(ours, [x.numpy()], False)
+        np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+        exported = attzoo.export_weights(ours, target="official")
+        assert exported.keys() == state.keys()
+        for key, array in exported.items():
+            np.testing.assert_array_equal(array, state[key].numpy(), strict=True)
 
 
 def assert_reads_weights(module, source, block, arguments, shapes, scale=1.0):

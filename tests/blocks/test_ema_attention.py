@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published import Published, arrays_of
+from published import Published, arrays_of, assert_official_weights_give
 
 import attzoo
-from attzoo.adapters import adapter
 from attzoo.blocks.ema_attention.spec import EMAAttention
 
 LAYERS = ("pointwise", "norm", "conv")
@@ -73,16 +72,7 @@ def test_official_weights_give_the_output_of_the_official_code(dtype, tolerance)
               "conv3x3.weight": (2, 2, 3, 3), "conv3x3.bias": (2,)}   # fmt: skip
     state = {key: torch.randn(shape, generator=rng, dtype=dtype) for key, shape in shapes.items()}
     x = torch.randn(2, 64, 5, 7, generator=rng, dtype=dtype)
-    for backend in ("torch", "keras")[: 2 if dtype == torch.float32 else 1]:
-        options = {"dtype": dtype} if backend == "torch" else {}
-        block = attzoo.create("ema_attention", 64, backend=backend, variant="official", **options)
-        attzoo.load_weights(block, state, source="official")
-        y = adapter(backend).forward(block, [x.numpy()], False)
-        np.testing.assert_allclose(y, official(x, state, 32), rtol=tolerance, atol=tolerance)
-        exported = attzoo.export_weights(block, target="official")
-        assert exported.keys() == state.keys()
-        for key, array in exported.items():
-            np.testing.assert_array_equal(array, state[key].numpy(), strict=True)
+    assert_official_weights_give("ema_attention", x, state, official(x, state, 32), tolerance)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "keras"])

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published import Published, assert_close
+from published import Published, assert_close, assert_official_weights_give
 
 import attzoo
-from attzoo.adapters import adapter
 from attzoo.blocks.shuffle_attention.spec import ShuffleAttention
 
 
@@ -62,16 +61,7 @@ def test_official_weights_give_the_output_of_the_official_code(dtype, tolerance)
              for key in ("cweight", "cbias", "sweight", "sbias")}   # fmt: skip
     state |= {key: torch.randn(2, generator=rng, dtype=dtype) for key in ("gn.weight", "gn.bias")}
     x = torch.randn(2, 256, 3, 5, generator=rng, dtype=dtype)
-    for backend in ("torch", "keras")[: 2 if dtype == torch.float32 else 1]:
-        options = {"dtype": dtype} if backend == "torch" else {}
-        block = attzoo.create("shuffle_attention", 256, backend=backend, variant="official", **options)
-        attzoo.load_weights(block, state, source="official")
-        y = adapter(backend).forward(block, [x.numpy()], False)
-        np.testing.assert_allclose(y, official(x, state, 64), rtol=tolerance, atol=tolerance)
-        exported = attzoo.export_weights(block, target="official")
-        assert exported.keys() == state.keys()
-        for key, array in exported.items():
-            np.testing.assert_array_equal(array, state[key].numpy(), strict=True)
+    assert_official_weights_give("shuffle_attention", x, state, official(x, state, 64), tolerance)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "keras"])
