@@ -10,7 +10,6 @@ from attzoo.contract import is_older
 NEEDED = [   # marks of tests that compile
     pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs g++ on a CPU"),
     pytest.mark.skipif(is_older(torch.__version__, "2.11"), reason="needs the AOTInductor API of torch 2.11"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),   # inside torch
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),   # inside torch
 ]
 

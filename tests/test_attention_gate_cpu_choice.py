@@ -353,7 +353,7 @@ CONTEXTS = [
 IN_BFLOAT16 = (in_autocast, in_half)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.__name__)
 def test_transforms_and_other_dtypes_use_the_plain_form(context, grad):

@@ -19,7 +19,7 @@ import attzoo
 
 pytestmark = [   # deprecation warnings inside torch.onnx and torch.jit
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-    pytest.mark.filterwarnings("ignore:.*(torch.jit|torch.onnx|torch.ao|TorchScript|treespec).*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*(torch.onnx|torch.ao|TorchScript|treespec).*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:(The feature will be removed|You are using the legacy):DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, .* are deprecated:UserWarning"),

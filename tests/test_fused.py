@@ -184,8 +184,6 @@ UNSUPPORTED = {   # call, and message of the error; None if the block itself dec
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")   # used by torch's jvp
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_unsupported_call_raises_or_uses_the_plain_form(case, recorded_wins):
     call, message = UNSUPPORTED[case]

@@ -66,7 +66,6 @@ def test_torch_compile_matches_eager_kernels(name):
     assert len(graphs) == 2
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # used by inductor
 def test_torch_compile_with_inductor_matches_eager_kernels():
     block, x = build("cbam").eval(), draw(2, 8, 4, 3).requires_grad_()
     with attzoo.kernels("triton"):

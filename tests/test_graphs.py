@@ -39,7 +39,6 @@ def _clean():
 def traced(model, x):
     """Return a program of torch.jit.trace."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit")
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return torch.jit.trace(model, x)
 

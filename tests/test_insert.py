@@ -243,7 +243,6 @@ def test_attaching_twice_is_refused():
         attzoo.attach(net, "se", after="bn2")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torchscript_modules_raise():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), torch.jit.trace(nn.Conv2d(8, 8, 1), torch.zeros(1, 8, 4, 4)))
     for change in (
@@ -504,7 +503,7 @@ def test_copies():
     assert not torch.equal(net(X), copied(X))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_graphs():
     net = trained()
     expected = net(X)

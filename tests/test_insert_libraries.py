@@ -318,7 +318,7 @@ def trained_for_two_steps(net, images):
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch.onnx
-@pytest.mark.filterwarnings("ignore:.*(torch.jit|torch.onnx|treespec).*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*(torch.onnx|treespec).*:DeprecationWarning")
 @pytest.mark.one_of_each(first=True)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks_in_known_networks_are_trained_saved_exported_and_mapped(name, tmp_path):

@@ -1,7 +1,6 @@
 """Torch networks with attached blocks in torch's tools that average, fuse and quantize networks."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -30,9 +29,7 @@ def test_averaged_model_contains_the_blocks():
 
 def fuse(net):
     """Return a copy of a network whose norms torch.fx has fused into the convolutions before them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated")   # inside torch
-        from torch.fx.experimental import optimization
+    from torch.fx.experimental import optimization
     return optimization.fuse(net)
 
 

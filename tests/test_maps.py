@@ -566,7 +566,6 @@ def test_traced_torch_calls_raise():
     assert len(recorded) == 3
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")   # used by torch in jvp
 @pytest.mark.parametrize("call", [
     lambda model, x: torch.vmap(model)(x[None]),
     lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),

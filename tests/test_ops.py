@@ -521,7 +521,6 @@ def test_cast_to_the_dtype_of_a_tensor():
         assert torch_ops.in_dtype_of(torch.zeros(2, dtype=dtype), torch.ones(3)).dtype == dtype
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 def test_traced_resize_to_the_size_of_its_input_applies_to_other_sizes(interpolation):
     traced = torch.jit.trace(lambda x: torch_ops.resize(x, (4, 4), interpolation, False), torch.rand(1, 1, 4, 4))

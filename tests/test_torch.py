@@ -793,7 +793,6 @@ def test_compiled_backward_pass_equals_eager(compile_block):
 
 @pytest.mark.case73
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++ on a CPU")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # torch's own use
 def test_block_compiled_with_inductor_equals_the_block(compile_block):
     sample = SAMPLES["eca"]
     block = build(sample)
@@ -803,7 +802,6 @@ def test_block_compiled_with_inductor_equals_the_block(compile_block):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++ on a CPU")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # torch's own use
 def test_pooling_and_repeating_compiled_with_inductor_work_at_all_sizes():
     """As in a U-Net. The compiler fails if an index is the remainder of a negative number."""
 
@@ -824,7 +822,6 @@ def test_pooling_and_repeating_compiled_with_inductor_work_at_all_sizes():
 def test_traced_block_equals_the_block(sample):
     block, xs = build(sample), inputs(sample)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit")            # deprecation
         warnings.simplefilter("ignore", torch.jit.TracerWarning)   # checks of inputs are not traced
         traced = torch.jit.trace(block, tuple(xs))
     assert_same_at_other_sizes(traced, block, sample)
@@ -843,10 +840,8 @@ def test_trace_of_a_branch_on_the_size_is_detected():
 @every_sample
 def test_script_refuses(sample):
     """TorchScript cannot represent a spec and raises an error."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit")
-        with pytest.raises((RuntimeError, ValueError)):
-            torch.jit.script(build(sample))
+    with pytest.raises((RuntimeError, ValueError)):
+        torch.jit.script(build(sample))
 
 
 class LeafTracer(torch.fx.Tracer):

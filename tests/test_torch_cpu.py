@@ -379,7 +379,6 @@ def test_tensor_subclass_uses_the_plain_form(name):
 
 
 @every
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")   # inside torch, by jvp
 def test_block_works_in_transforms_of_torch_func(name):
     block, x = build(name).eval(), draw(3, 2, 8, 4, 3)
     assert_same([torch.func.vmap(block)(x)], [torch.stack([block(batch) for batch in x])])
@@ -393,7 +392,6 @@ def test_block_works_in_transforms_of_torch_func(name):
 
 
 @every
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace")   # deprecation
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")   # checks of inputs are not traced
 def test_graphs_use_the_plain_form(name):
     block, x = build(name).eval(), draw(2, 8, 4, 3)
