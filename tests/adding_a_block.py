@@ -1,6 +1,6 @@
 """Add the block of docs/adding-a-block.md to a copy of the repository, where tests, docs and commands must include it.
 
-.ci/run runs it: pytest -n0 tests/adding_a_block.py. It takes one or two minutes.
+.ci/run runs it: pytest tests/adding_a_block.py. It takes two minutes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Compile every kernel that the blocks launch, without a GPU: python tests/aot.py [--every | --few] [--all].
+"""Compile every kernel that the blocks launch, without a GPU: python tests/aot.py [--every | --half N] [--all].
 
 The blocks run forward and backward on CPU tensors. Their kernel launches are recorded instead of run, and compiled with
 the same specialization as on a GPU. Prints a line for each kernel that exceeds a limit, and a summary. Exits with 1 if
@@ -169,7 +169,7 @@ def main() -> int:
     """Compile all kernels and print those that exceed a limit. Return 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", action="store_true", help="compile for all GPUs, with float16 too, and rare cases")
-    parser.add_argument("--few", action="store_true", help="float32 only channels first, bfloat16 only channels last")
+    parser.add_argument("--half", type=int, choices=(1, 2), help="each dtype in one memory format; 2: in the other")
     parser.add_argument("--all", action="store_true", help="print the resources of all kernels")
     options = parser.parse_args()
     shapes = [(32, 128, 32, 32), (3, 19, 7, 7)]
@@ -177,7 +177,7 @@ def main() -> int:
     cases = [
         (block, case, shape, dtype, last)
         for (block, case), dtype, last, shape in product(CASES, dtypes, (False, True), shapes)
-        if (options.every or not case.rare) and not (options.few and last == (dtype == torch.float32))
+        if (options.every or not case.rare) and options.half != 1 + (last == (dtype == torch.float32))
     ]
     count = wrong = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:

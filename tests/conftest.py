@@ -37,12 +37,12 @@ with suppress(ImportError):
         import interpreter  # noqa: F401
 
 from cases import CASES
-from each import first_of_each_test, one_of_each, third_of_each_test
+from each import one_of_each, selection
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "one_of_each: run each parameter once, with third=True a third of these, with "
-                            "first=True only the first combination; --all or --thorough: all combinations")
+    config.addinivalue_line("markers", "one_of_each: run each parameter once, with share=N every N-th of these "
+                            "combinations, with first=True only the first; --all or --thorough: all combinations")
     for number, description in CASES.items():
         config.addinivalue_line("markers", f"case{number}: {description}")
 
@@ -51,30 +51,26 @@ def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="300 random examples per test, or 7500, instead of 6")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
-    parser.addoption("--third", action="store_true", help="a third of the combinations of each test, others in each")
+    parser.addoption("--share", type=int, default=1, metavar="N", help="every N-th combination of each test")
     parser.addoption("--all", action="store_true", help="all combinations also of tests with the marker one_of_each")
+    parser.addoption("--rest", action="store_true", help="what the same command without --rest leaves out")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
     """Select combinations of parameters, and start slow tests first, so that the worker processes finish together.
 
-    --each selects before -k and -m, --third and the marker one_of_each after them, so that any test that they name is
+    --each selects before -k and -m, --share and the marker one_of_each after them, so that any test that they name is
     run. Tests on a GPU run all combinations.
     """
     option = config.getoption
     if option("--each"):
-        deselect(config, items, items, one_of_each)
+        select(config, items, one_of_each(items))
     yield
     if not (option("--all") or option("--thorough")):
-        marked = [item for item in items if item.get_closest_marker("one_of_each")]
-        marked = [item for item in marked if not item.get_closest_marker("gpu")]
-        deselect(config, items, [item for item in marked if has_option(item, "first")], first_of_each_test)
-        if not option("--each"):
-            deselect(config, items, [item for item in marked if not has_option(item, "first")], one_of_each)
-        remaining = set(items)
-        marked_thirds = [item for item in marked if has_option(item, "third") and item in remaining]
-        deselect(config, items, [*items] if option("--third") else marked_thirds, third_of_each_test)
+        selected = selection(items, option("--each"), option("--share"))
+        names = {item.nodeid for item in selected}
+        select(config, items, [i for i in items if i.nodeid not in names] if option("--rest") else selected)
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
     if "MUTANT_UNDER_TEST" in os.environ:
         _sort_by_duration(items)
@@ -83,16 +79,11 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.timeout(0))
 
 
-def has_option(item, name):
-    """Whether an item's marker one_of_each has the option `name`."""
-    return item.get_closest_marker("one_of_each").kwargs.get(name, False)
-
-
-def deselect(config, items, candidates, select):
-    """Deselect candidates, in place, that `select(candidates)` does not return."""
-    deselected = set(candidates) - set(select(candidates))
+def select(config, items, selected):
+    """Keep the selected items, in place."""
+    deselected = set(items) - set(selected)
     config.hook.pytest_deselected(items=[item for item in items if item in deselected])
-    items[:] = [item for item in items if item not in deselected]
+    items[:] = selected
 
 
 def _sort_by_duration(items):

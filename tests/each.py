@@ -1,18 +1,45 @@
-"""Select fewer combinations of the parameters of a test, with every row of every `parametrize` mark at least once."""
+"""Select fewer combinations of the parameters of tests."""
 
 from collections import Counter, defaultdict
 from zlib import crc32
 
 
+def selection(items, each, share):
+    """Return the test items to run without --all, in their order.
+
+    Args:
+        items: collected items.
+        each: whether --each has selected among them already.
+        share: every how many combinations of a test to run. The marker one_of_each may ask for fewer.
+
+    """
+    selected = set()
+    for group in tests(items):
+        marker = None if group[0].get_closest_marker("gpu") else group[0].get_closest_marker("one_of_each")
+        options = marker.kwargs if marker else {}
+        if options.get("first"):
+            group = group[:1]
+        elif marker and not each:
+            group = one_of_each(group)
+        selected.update(item.nodeid for item in part(group, max(share, options.get("share", 1))))
+    return [item for item in items if item.nodeid in selected]
+
+
+def tests(items):
+    """Return the items of each test."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[item.nodeid.partition("[")[0]].append(item)
+    return list(groups.values())
+
+
 def one_of_each(items):
-    """Return the selected test items in their order.
+    """Return the items with every row of every `parametrize` mark of each test at least once, in their order.
 
     Of each test, the items with the most new rows are selected, and of these the ones whose rows were used least.
     """
-    tests, selected = defaultdict(list), set()
-    for item in items:
-        tests[item.nodeid.partition("[")[0]].append(item)
-    for group in tests.values():
+    selected = set()
+    for group in tests(items):
         uses, remaining = Counter(), {item.nodeid: rows(item) for item in group}
         while remaining:
             best = max(remaining, key=lambda name: preference(remaining[name], uses))
@@ -24,22 +51,13 @@ def one_of_each(items):
     return [item for item in items if item.nodeid in selected]
 
 
-def first_of_each_test(items):
-    """Return the first item of each test."""
-    return list({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())
-
-
-def third_of_each_test(items):
-    """Return every third item of each test, at least one. The first one depends on the test's name.
+def part(group, share):
+    """Return every `share`-th item of a test, at least one. The first one depends on the test's name.
 
     So tests with the same parameters, such as the names of all blocks, run with different ones.
     """
-    tests, selected = defaultdict(list), set()
-    for item in items:
-        tests[item.nodeid.partition("[")[0]].append(item.nodeid)
-    for name, group in tests.items():
-        selected.update(group[crc32(name.rpartition("::")[2].encode()) % min(3, len(group)) :: 3])
-    return [item for item in items if item.nodeid in selected]
+    name = group[0].nodeid.partition("[")[0].rpartition("::")[2]
+    return group[crc32(name.encode()) % min(share, len(group)) :: share]
 
 
 def preference(item_rows, uses):

@@ -80,7 +80,7 @@ PASSES = [   # few, because each compiles code
 
 
 @pytest.mark.parametrize(("backend", "name", "library", "mode", "form"), PASSES)
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_results_equal_the_specs(keras_workers, backend, name, library, mode, form):
     worker, case = keras_workers[backend], CASES[name]
     layout = "channels first" if library == "attzoo" and mode == "training" else "channels last"

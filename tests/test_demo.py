@@ -48,7 +48,7 @@ def assert_close(actual, expected, tolerance=TOLERANCE, name=""):
 
 
 @pytest.mark.parametrize("block", [None, *BLOCKS])
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_networks_agree_with_the_spec_and_their_gradients_with_each_other(block, data):
     x, cotangent = data.images[:8].astype(np.float64), np.random.default_rng(0).normal(size=(8, 10))
     nets = float64_nets(block)

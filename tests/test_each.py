@@ -1,10 +1,10 @@
-"""Tests of --each: every row of every parametrize mark is selected, with as few combinations as possible."""
+"""Tests of the selection of combinations of parameters: of --each, --share and the marker one_of_each."""
 
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
-from each import first_of_each_test, one_of_each, third_of_each_test
+from each import one_of_each, part, selection
 
 
 def items(test, **values):
@@ -37,20 +37,34 @@ def test_rows_that_are_repeated_are_used_equally_often():
     assert [item.params["b"] for item in selected].count("x") == 3
 
 
-def test_first_item_of_each_test_is_selected():
-    first, second = [*items("first", a=[1, 2, 3])], [*items("second", a=[4, 5])]
-    assert {item.nodeid for item in first_of_each_test([*first, *second])} == {first[0].nodeid, second[0].nodeid}
+def marked(test, markers, **values):
+    """Return the items of a test with markers, which are names and keyword arguments."""
+    group = [*items(test, **values)]
+    for item in group:
+        item.get_closest_marker = lambda name: SimpleNamespace(kwargs=markers[name]) if name in markers else None
+    return group
 
 
-def test_a_third_of_each_test_is_selected_and_tests_begin_at_different_items():
+@pytest.mark.parametrize(("markers", "each", "share", "expected"), [
+    ({}, False, 1, 12), ({}, False, 5, 2), ({"one_of_each": {}}, False, 1, 6), ({"one_of_each": {}}, True, 1, 12),
+    ({"one_of_each": {"share": 3}}, False, 1, 2), ({"one_of_each": {"share": 3}}, False, 2, 2),
+    ({"one_of_each": {"first": True}}, False, 1, 1), ({"one_of_each": {"share": 3}, "gpu": {}}, False, 1, 12),
+])   # fmt: skip
+def test_selection_follows_the_marker_and_the_options(markers, each, share, expected):
+    group = marked("test", markers, a=[1, 2, 3, 4, 5, 6], b=["x", "y"])
+    selected = selection([*group, *marked("another", {}, a=[1])], each, share)
+    assert len(selected) in (expected + 1, expected + 2 if 12 % share else 0)
+    assert selected[-1].nodeid.startswith("another")
+
+
+def test_a_share_of_each_test_is_selected_and_tests_begin_at_different_items():
     numbers = list(range(9))
     selections = {}
     for test in ("first", "second", "third", "fourth", "fifth", "sixth"):
-        selected = third_of_each_test([*items(test, a=numbers)])
-        selections[test] = tuple(item.params["a"] for item in selected)
+        selections[test] = tuple(item.params["a"] for item in part([*items(test, a=numbers)], 3))
         assert selections[test] in ((0, 3, 6), (1, 4, 7), (2, 5, 8))
     assert len(set(selections.values())) > 1
-    assert len(third_of_each_test([*items("test", a=[1])])) == 1
+    assert len(part([*items("test", a=[1])], 3)) == 1
 
 
 def test_parameters_of_a_fixture_are_all_selected():

@@ -73,7 +73,7 @@ def test_contracts_of_the_class(name, backend, contract):
 
 
 @every_block
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_torch_and_keras_agree_in_float64(name):
     """Outputs, coefficients, gradients and two training steps agree element by element."""
     factor = 1 if adapter("keras").precision("float64") == "float64" else 1e5   # Keras on torch multiplies in float32

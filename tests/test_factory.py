@@ -47,7 +47,7 @@ def test_all_tensors_have_the_device_and_dtype_of_the_arguments(name):
 
 
 @every_model
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_block_with_a_dtype_can_be_saved_copied_and_loaded(name, tmp_path):
     torch.manual_seed(0)
     block = make(name, dtype=torch.float64)

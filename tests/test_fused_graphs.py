@@ -17,7 +17,7 @@ all_blocks = pytest.mark.parametrize("name", NAMES)
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")   # of opcheck in torch 2.15
 @all_blocks
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_operators_pass_opcheck(name):
     block, x = build(name), draw(2, 8, 4, 3)
     calls, original = [], autograd.Fused.forward

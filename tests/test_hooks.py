@@ -225,7 +225,7 @@ SAVED_OPERATIONS = {
 
 @pytest.mark.parametrize("operations", SAVED_OPERATIONS)
 @every_block
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_checkpoint_may_save_operations_of_a_block(name, operations):
     block, (x, *others) = block_of(name), arguments_of(name, 400)
     block.train(not list(block.buffers()))   # torch refuses to save tensors that a batch norm updates

@@ -228,7 +228,7 @@ def test_sequential_model_learns(input_shapes):
 
 
 @every_sample_with_weights
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_channels_first_model_learns(sample):
     """Also on TensorFlow on a CPU, which has no channels-first convolution."""
     keras.utils.set_random_seed(3)   # with some other seeds, all hidden units are 0 and get no gradient
@@ -317,7 +317,7 @@ def test_one_value_per_channel_in_a_graph_keeps_running_statistics_finite():
 
 
 @pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_initial_weights_have_the_distributions_of_the_spec(sample):
     keras.utils.set_random_seed(0)
     arrays = pooled_initial_arrays(sample, attzoo.weights, "keras")
@@ -391,7 +391,7 @@ def test_cloned_model_equals_the_model(sample):
 @pytest.mark.case81
 @layouts
 @every_sample
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_loaded_model_equals_the_saved_model(sample, layout, tmp_path):
     model, block = functional_model(sample, layout)
     xs = inputs(sample, layout)
@@ -542,7 +542,7 @@ def test_graph_contains_a_mean(name, dtype):
 
 @tensorflow_only
 @every_sample
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_tf_function_with_dynamic_sizes_equals_eager(sample):
     import tensorflow as tf
 

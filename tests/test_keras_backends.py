@@ -13,20 +13,16 @@ import pytest
 
 HERE = Path(__file__).parent
 VALUES = "ties or one_value or float16_inputs or gating or empty or very_large"
-KERAS = "model_learns or running_statistics or frozen or dynamic_sizes_agrees or float64 or policy"
+KERAS = "model_learns or running_statistics or frozen or dynamic_sizes_agrees or float64 or policy or loaded_model"
 FILES = {   # file -> -k expression that selects its tests
     "test_equivalence.py": "test_outputs or test_gradients or test_training or test_specials or keras",
     "test_values.py": f"keras and ({VALUES})",
     "test_ops.py": "linear or nearest_resize or batch_norm",
     "test_insert_keras.py": "exported_to_onnx or the_residual_branch_is_found",
-    "test_keras.py": "loaded_model or sequential_model_learns",
+    "test_keras.py": f"({KERAS}) and not fresh_process",
+    "test_keras_quantize.py": "unet",
     "test_keras_symbolic.py": "saved",
     "test_maps.py": "models_without_blocks or keras_block_in_a_torch_model",
-    "test_unet_keras.py": "learns and channels_last",
-}
-MORE_FILES = FILES | {   # with --all
-    "test_keras.py": f"({KERAS} or loaded_model) and not fresh_process",
-    "test_keras_quantize.py": "unet",
     "test_unet_keras.py": "leejunhyun-float64 or (learns and channels_last)",
 }
 # JAX compiles every operation for every shape, so the tests need fast compilation, not fast code
@@ -51,24 +47,23 @@ def jax(folder):
     }
 
 
-@pytest.mark.parametrize("file", MORE_FILES)
+@pytest.mark.parametrize("file", FILES)
 def test_words_of_every_expression_are_in_its_file(file):
-    words = set(re.findall(r"\w+", f"{FILES.get(file, '')} {MORE_FILES[file]}")) - {"and", "or", "not"}
+    words = set(re.findall(r"\w+", FILES[file])) - {"and", "or", "not"}
     text = (HERE / file).read_text(encoding="utf-8")
     assert not [word for word in sorted(words) if word not in text]
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-@pytest.mark.one_of_each
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_keras_tests_pass_on(backend, tmp_path, request):
-    files = MORE_FILES if request.config.getoption("--all") else FILES
-    chosen = " or ".join(f"({file} and ({tests}))" for file, tests in files.items())
-    command = [sys.executable, "-m", "pytest", *(HERE / file for file in files), "-k", chosen]
+    """Without --all a sixth of the combinations of each test."""
+    chosen = " or ".join(f"({file} and ({tests}))" for file, tests in FILES.items())
+    command = [sys.executable, "-m", "pytest", *(HERE / file for file in FILES), "-k", chosen]
     command += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
-    command += [] if request.config.getoption("--all") else ["--third"]
+    command += [] if request.config.getoption("--all") else ["--share", "6"]
     env = os.environ | {"KERAS_BACKEND": backend} | (jax(tmp_path) if backend == "jax" else {})
     process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
-    for file in files:   # every expression must select at least one test
+    for file in FILES:   # every expression must select at least one test
         assert re.search(f"{file}::.* PASSED", process.stdout), file

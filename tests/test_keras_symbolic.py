@@ -57,7 +57,7 @@ def test_functional_model_with_attention_equals_the_block(sample):
 
 
 @every_sample
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_saved_model_with_attention_can_be_loaded(sample, tmp_path):
     model, block = model_with_attention(sample)
     model.save(tmp_path / "model.keras")
@@ -163,7 +163,7 @@ VARIABLES = dict(variables())
 @pytest.mark.parametrize("kind", VARIABLES)
 @layouts
 @every_sample
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_block_accepts_variables(sample, layout, kind):
     block, xs = randomize(sample.create("keras", data_format=layout)), inputs(sample, layout)
     variables = [VARIABLES[kind](x) for x in xs]

@@ -108,7 +108,7 @@ def test_reference_in_numpy(name):
 LARGER = ((17, 70, 3, 5), (1, 9, 1500), (2, 300, 3), (2, 3, 23, 29))   # beyond one tile along each axis
 
 
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 @layouts
 @pytest.mark.parametrize(("number", "name"), [*product(range(len(LARGER)), NAMES)])
 def test_several_tiles_and_parts_match_float64(name, layout, number):
@@ -121,7 +121,7 @@ def test_several_tiles_and_parts_match_float64(name, layout, number):
 
 @all_blocks
 @layouts
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_steps_beyond_the_end_of_the_last_part_have_no_effect(name, layout):
     with tiny_tiles():
         check(build(name, 6), draw(3, 6, 3, 11, layout=layout), draw(3, 6, 3, 11, seed=1))
@@ -147,7 +147,7 @@ def test_sizes_of_one_match_float64(name, dims):
 
 @all_blocks
 @layouts
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_input_and_gradient_may_have_any_strides(name, layout):
     block, plain_x = build(name), draw(2, 8, 4, 3)
     expected = exact(block, plain_x, dy := draw(2, 8, 4, 3, seed=1))

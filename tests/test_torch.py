@@ -297,7 +297,7 @@ def function_and_tensors(sample):
 
 @pytest.mark.case55
 @every_sample
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_gradcheck(sample):
     _, call, tensors = function_and_tensors(sample)
     assert torch.autograd.gradcheck(call, tensors)
@@ -305,7 +305,7 @@ def test_gradcheck(sample):
 
 @pytest.mark.case55
 @normed
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_gradcheck_in_training(name):
     block, call, tensors = function_and_tensors(SAMPLES[name])
     block.train()
@@ -741,7 +741,7 @@ def assert_same_at_other_sizes(program, block, sample):
 
 @pytest.mark.case72
 @every_sample
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_exported_block_equals_the_block(sample):
     block, xs = build(sample), inputs(sample)
     program = torch.export.export(block, tuple(xs), dynamic_shapes=dynamic(xs))
@@ -766,7 +766,7 @@ def test_export_refuses_a_branch_on_the_size():
 
 @pytest.mark.case73
 @every_sample
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_compile_without_graph_breaks(sample, compile_block):
     from torch._dynamo.testing import CompileCounter
 
@@ -864,7 +864,7 @@ def test_traced_network_with_blocks_as_leaves_equals_the_network():
 @pytest.mark.case77
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch.onnx
 @pytest.mark.parametrize("name", ["net", *(name for name, sample in SAMPLES.items() if len(sample.shapes[0]) != 4)])
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_onnx_model_equals_the_block(name, tmp_path):
     import onnxruntime
 

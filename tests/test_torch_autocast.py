@@ -119,7 +119,7 @@ def test_dtypes_of_blocks(sample, dtype, device):
 @pytest.mark.case38
 @devices
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_all_modules_of_a_network_have_the_autocast_dtype(name, device):
     dtypes_of, dtype = {}, torch.bfloat16
 

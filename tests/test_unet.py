@@ -235,7 +235,7 @@ def test_image_of_invalid_shape_raises(backend, case, plain_pair):
 
 
 @pytest.mark.parametrize("block", [name for name in attzoo.names() if attzoo.info(name).residual])
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_every_block_on_skips_and_after_convolutions(block):
     """With options."""
     choices, card = {"gate": "hard_sigmoid", "padding": "circular"}, attzoo.info(block)

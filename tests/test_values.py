@@ -61,7 +61,7 @@ def test_outputs_and_gradients_of_unusual_shapes(name, shape):
 @every_backend
 @every_name
 @pytest.mark.case29
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_outputs_with_4096_channels(name, backend):
     """Blocks with a matrix of C x C weights have 1024 channels, because drawing 16 million weights takes seconds.
 
@@ -114,7 +114,7 @@ def test_float16_inputs_near_the_maximum_give_finite_outputs(name, backend):
 @every_name
 @pytest.mark.case37
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_output_has_the_dtype_of_a_float16_or_bfloat16_input(name, backend, dtype):
     case = case_of_shape(name, 2, 8, 6, 5, dtype=dtype)
     testing.outputs(case, backend)
@@ -128,7 +128,7 @@ def test_output_has_the_dtype_of_a_float16_or_bfloat16_input(name, backend, dtyp
 @pytest.mark.parametrize(
     "scale", [pytest.param(1e3, marks=pytest.mark.case44), pytest.param(1e-30, marks=pytest.mark.case45)]
 )
-@pytest.mark.one_of_each(third=True)
+@pytest.mark.one_of_each(share=3)
 def test_outputs_for_very_large_and_very_small_inputs(name, backend, scale):
     """Saturated gates and subnormal products have the same error bound."""
     for seed in range(4):
