@@ -7,6 +7,7 @@ from unittest.mock import patch
 from zlib import crc32
 
 import numpy as np
+import pytest
 
 import attzoo
 from attzoo import registry
@@ -97,19 +98,28 @@ LAST_OF_EACH = list({sample.block: name for name, sample in SAMPLES.items()}.val
 NET = Sample("all", {}, ((2, 8, 7, 6), (2, 6, 2, 3)))
 
 
-def network():
+def network(third=None):
     """Return the network's blocks by name: the last example of each block with 2-D inputs, at the network's channels.
 
-    Blocks without such an example are omitted.
+    Blocks without such an example are omitted. With `third` 0, 1 or 2, a third of the blocks with one input is used.
     """
+    single = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
+    omitted = set() if third is None else set(single) - set(single[third::3])
     samples = {}
     for name in attzoo.names():
+        if name in omitted:
+            continue
         examples = [example for example in registry.examples(name).values() if len(example.shapes[0]) == 4]
         further = [argument.name for argument in attzoo.info(name).arguments if argument.channels_of]
         channels = dict(zip(["channels", *further], (8, *(6,) * len(further)), strict=True))
         for example in examples[-1:]:
             samples[name] = Sample(name, {**example.arguments, **channels}, NET.shapes[: 1 + len(further)])
     return dict(sorted(samples.items(), key=lambda item: len(item[1].shapes)))
+
+
+def in_thirds(test):
+    """Run an expensive test with each third of the network's blocks, by default with one third."""
+    return pytest.mark.parametrize("third", range(3))(pytest.mark.one_of_each(share=3)(test))
 
 
 def zeros_of(spec):

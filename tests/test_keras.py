@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from samples import (
     NET,
     SAMPLES,
     assert_initialized_as,
+    in_thirds,
     network,
     pooled_initial_arrays,
     pooling_blocks,
@@ -93,12 +95,12 @@ def functional_model(sample, layout=LAST, fixed_sizes=False, **kwargs):
     return keras.Model(tensors, block(*tensors)), block
 
 
-def all_blocks_model(layout=LAST, fixed_sizes=False):
-    """Return a model with all blocks in a row."""
+def all_blocks_model(layout=LAST, fixed_sizes=False, third=None):
+    """Return a model with all blocks, or a third of them, in a row."""
     spaces = [shape[2:] if fixed_sizes else (None, None) for shape in NET.shapes]
     x, g = tensors = [keras.Input(to_layout((None, c, *s), layout)[1:]) for c, s in zip((8, 6), spaces, strict=True)]
     row = []
-    for name, sample in network().items():
+    for name, sample in network(third).items():
         keras.utils.set_random_seed(seed_of(name))
         row.append(sample.create("keras", data_format=layout))
         x = row[-1](x, *[g] * (len(sample.shapes) - 1))
@@ -113,7 +115,7 @@ def blocks(model):
     return [layer for layer in model.layers if isinstance(layer, Block)]
 
 
-MODELS = {"net": (NET, all_blocks_model)} | {
+MODELS = {f"net-{third}": (NET, partial(all_blocks_model, third=third)) for third in range(3)} | {
     name: (SAMPLES[name], lambda sample=SAMPLES[name], **kwargs: functional_model(sample, **kwargs)[0])
     for name, sample in SAMPLES.items()
     if len(sample.shapes) > 1 and len(sample.shapes[0]) != 4   # gates with one and three spatial axes
@@ -219,8 +221,9 @@ def test_subclassed_model_learns_and_predicts():
 
 
 @pytest.mark.parametrize("input_shapes", [[], [(None, None, 8)]], ids=["deferred", "given"])
-def test_sequential_model_learns(input_shapes):
-    row = [sample.create("keras") for sample in network().values() if len(sample.shapes) == 1]
+@in_thirds
+def test_sequential_model_learns(input_shapes, third):
+    row = [sample.create("keras") for sample in network(third).values() if len(sample.shapes) == 1]
     model = keras.Sequential([*map(keras.Input, input_shapes), *row, keras.layers.GlobalAveragePooling2D()])
     x, y = inputs(NET, increase=2)[0], np.ones((4, 8), "float32")
     assert_learns(model, x, y)
@@ -242,8 +245,9 @@ def test_channels_first_model_learns(sample):
 
 
 @tensorflow_only
-def test_training_with_xla_equals_eager_training():
-    model, eager = all_blocks_model(FIRST), all_blocks_model(FIRST)
+@in_thirds
+def test_training_with_xla_equals_eager_training(third):
+    model, eager = all_blocks_model(FIRST, third=third), all_blocks_model(FIRST, third=third)
     eager.set_weights(model.get_weights())
     xs = inputs(NET, FIRST)
     y = np.random.default_rng(1).normal(size=xs[0].shape).astype("float32")
@@ -443,9 +447,10 @@ def attached_model():
 
 @pytest.mark.case81
 @pytest.mark.case82
-def test_model_can_be_loaded_in_a_fresh_process(tmp_path):
+@in_thirds
+def test_model_can_be_loaded_in_a_fresh_process(third, tmp_path):
     """Loading raises an error with the name of the class until attzoo.keras is imported."""
-    model, (x, g) = all_blocks_model(), inputs(NET)
+    model, (x, g) = all_blocks_model(third=third), inputs(NET)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "inputs.npz", x=x, g=g)
     attached_model().save(tmp_path / "attached.keras")
@@ -560,6 +565,7 @@ def test_tf_function_with_dynamic_sizes_equals_eager(sample):
 @pytest.mark.case79
 @tensorflow_only
 @models
+@pytest.mark.one_of_each(share=2)
 def test_saved_model_with_dynamic_sizes_equals_the_model(sample, make, tmp_path):
     import tensorflow as tf
 
@@ -574,6 +580,7 @@ def test_saved_model_with_dynamic_sizes_equals_the_model(sample, make, tmp_path)
 @pytest.mark.case80
 @tensorflow_only
 @models
+@pytest.mark.one_of_each(share=2)
 def test_litert_model_with_fixed_sizes_equals_the_model(sample, make, tmp_path):
     model, xs = make(fixed_sizes=True), [x[:1] for x in inputs(sample)]
     assert relative_error(litert_output(model, xs, tmp_path), model(xs)) < 1e-5

@@ -12,6 +12,7 @@ import warnings
 from collections import defaultdict
 from datetime import timedelta
 from functools import partial
+from itertools import product
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")   # cuBLAS is deterministic only with this
 
@@ -24,6 +25,7 @@ from samples import (
     NET,
     SAMPLES,
     assert_initialized_as,
+    in_thirds,
     is_clear_of_zero,
     network,
     pooled_initial_arrays,
@@ -125,11 +127,11 @@ def largest_error(block, actual, expected):
 class Net(nn.Module):
     """The network of all blocks: (N, 8, H, W), (N, 6, G, G) -> (N, 8, H, W)."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, third=None):
         super().__init__()
         self.stem = nn.Conv2d(8, 8, 3, padding=1)
         self.blocks, self.gates = nn.Sequential(), nn.ModuleDict()
-        for name, sample in network().items():
+        for name, sample in network(third).items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(name) + seed)
                 (self.blocks if len(sample.shapes) == 1 else self.gates).add_module(name, sample.create("torch"))
@@ -780,8 +782,9 @@ def test_compile_without_graph_breaks(sample, compile_block):
 
 
 @pytest.mark.case73
-def test_compiled_backward_pass_equals_eager(compile_block):
-    net = Net().double()
+@in_thirds
+def test_compiled_backward_pass_equals_eager(third, compile_block):
+    net = Net(third=third).double()
     compiled = compile_block(copy.deepcopy(net), backend="aot_eager")
     for increase in (0, 1):
         xs = inputs(NET, torch.float64, increase=increase)
@@ -863,16 +866,18 @@ def test_traced_network_with_blocks_as_leaves_equals_the_network():
 
 @pytest.mark.case77
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch.onnx
-@pytest.mark.parametrize("name", ["net", *(name for name, sample in SAMPLES.items() if len(sample.shapes[0]) != 4)])
+@pytest.mark.parametrize(("name", "third"), [
+    *product(["net"], range(3)), *((name, None) for name, sample in SAMPLES.items() if len(sample.shapes[0]) != 4),
+])   # fmt: skip
 @pytest.mark.one_of_each(share=3)
-def test_onnx_model_equals_the_block(name, tmp_path):
+def test_onnx_model_equals_the_block(name, third, tmp_path):
     import onnxruntime
 
     sample = (SAMPLES | {"net": NET})[name]
     resamples = len(sample.shapes) > 1 and sample.config.get("interpolation", "linear") == "linear"
     if is_older(torch.__version__, "2.7") and resamples:
         pytest.skip("torch 2.6 cannot export bilinear F.interpolate with a dynamic size")
-    block, xs = Net().eval() if name == "net" else build(sample), inputs(sample)
+    block, xs = build(sample) if third is None else Net(third=third).eval(), inputs(sample)
     file = tmp_path / "block.onnx"
     torch.onnx.export(block, tuple(xs), file, dynamo=True, dynamic_shapes=dynamic(xs), verbose=False)
     session = onnxruntime.InferenceSession(file)
