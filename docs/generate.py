@@ -111,8 +111,8 @@ README, which runs all tests.
 - `floor`, `newest` and `torch-2.11` have the versions in `.ci/versions/NAME.txt`: the oldest that pyproject.toml
   allows, the newest releases, and the first PyTorch whose CUDA build includes Triton 3.6. They run the core tests, the
   files in `.ci/core-tests.txt`, with fewer examples than `README`, with each parameter of a test once instead of all
-  combinations, and a quarter of these (`pytest --few --each --share 4`). `torch-2.11` has the same Keras as `README`, and
-  leaves out `test_keras.py` and `test_unet_keras.py`.
+  combinations, and a quarter of these (`pytest --few --each --share 4`). `torch-2.11` has the same Keras as `README`,
+  and leaves out `test_keras.py` and `test_unet_keras.py`.
 - Skipped tests need a CUDA device, a library that the environment lacks, or a feature that its versions lack;
   `pytest -rs` prints the reasons.
 

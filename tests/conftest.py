@@ -48,7 +48,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="300 random examples per test, or 7500, instead of 6")
+    parser.addoption("--thorough", action="store_true", help="50 random examples per test, or 7500, instead of 6")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
     parser.addoption("--share", type=int, default=1, metavar="N", help="every N-th combination of each test")
@@ -111,6 +111,7 @@ def pytest_unconfigure():
 
 def pytest_sessionstart(session):
     from hypothesis import HealthCheck, Phase, settings
+    from strategies import THOROUGH
 
     common = {
         "deadline": None,
@@ -119,7 +120,7 @@ def pytest_sessionstart(session):
     }
     settings.register_profile("fast", max_examples=6, derandomize=True, database=None, **common)
     settings.register_profile("few", max_examples=2, derandomize=True, database=None, **common)
-    settings.register_profile("thorough", max_examples=300, print_blob=True, **common)
+    settings.register_profile("thorough", max_examples=THOROUGH, print_blob=True, **common)
     option = session.config.getoption
     settings.load_profile("thorough" if option("--thorough") else "few" if option("--few") else "fast")
 

@@ -10,6 +10,7 @@ from attzoo.testing.case import EPS, draw
 
 NAMES = attzoo.names()
 LEVEL_CHANNELS = (2, 3, 4)   # of the U-Nets below
+THOROUGH = 50   # examples of a property with --thorough
 
 
 def accepts_all(card, counts):
@@ -24,10 +25,15 @@ SINGLE = [
 GATES = [name for name in NAMES if len(attzoo.info(name).inputs) == 2]
 
 
-def cheap(test):
-    """Draw 25 times as many examples with --thorough: for property-based tests whose examples take 5 to 20 ms."""
+def cheap_examples():
+    """Return the number of examples for a test whose examples take at most 20 ms: 150 times as many with --thorough."""
     count = settings.default.max_examples
-    return settings(max_examples=25 * count if count >= 100 else count)(test)
+    return 150 * count if count == THOROUGH else count
+
+
+def cheap(test):
+    """Draw `cheap_examples()` in a property-based test."""
+    return settings(max_examples=cheap_examples())(test)
 
 
 @st.composite

@@ -20,6 +20,7 @@ from block_files import table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published import SQUEEZE
+from strategies import cheap_examples
 from torch import nn
 
 import attzoo
@@ -803,8 +804,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=5,
 )
-fuzz = settings(   # ten times the examples of the profile, because each takes only milliseconds
-    max_examples=10 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture]
+fuzz = settings(   # at least ten times the examples of the profile, because each takes only milliseconds
+    max_examples=max(10 * settings.default.max_examples, cheap_examples()),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
