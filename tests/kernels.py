@@ -20,6 +20,7 @@ from attzoo.fast import tape
 from attzoo.fast.triton import common, maps, passes
 from attzoo.fast.triton.common import Tile
 from attzoo.ops import torch as ops
+from attzoo.ops.activations import torch as activations
 from attzoo.testing import TOLERANCE
 from attzoo.testing.case import EPS
 
@@ -241,7 +242,8 @@ def uncertain_relus(pass_uncertain):
         return torch.where(uncertain, h * pass_uncertain, original(h))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "relu", relu)
+        for module in (ops, activations):   # blocks call the first, activate() the second
+            patch.setattr(module, "relu", relu)
         yield counts
 
 

@@ -131,7 +131,7 @@ def detached(ops):
 
 BUGS = {   # the bug: block, function, its replacement, the contract that must fail
     "mean instead of maximum": ("channel_attention", "max_pool", lambda ops: ops.avg_pool, "outputs"),
-    "identity instead of relu": ("se", "relu", lambda ops: lambda z: z, "outputs"),
+    "identity instead of relu": ("se", "activate", lambda ops: lambda z, act: z, "outputs"),
     "hard sigmoid instead of sigmoid": ("eca", "sigmoid", lambda ops: ops.hard_sigmoid, "outputs"),
     "opposite align_corners": ("attention_gate", "resize", opposite_align_corners, "outputs"),
     "pooling without a gradient": ("se", "avg_pool", detached, "gradients"),

@@ -18,6 +18,7 @@ import attzoo
 from attzoo.adapters import adapter
 from attzoo.contract import is_older
 from attzoo.ops import torch as ops
+from attzoo.ops.convolution import torch as convolution
 from attzoo.unet import torch as unet_torch
 
 PRESETS = ("leejunhyun", "leejunhyun-transpose", "oktay", "monai", "keras")
@@ -201,7 +202,7 @@ def test_nearest_upsampling_merged_with_its_convolution(dims, kernel, monkeypatc
     x = noise(2, 3, *(7, 6, 5)[:dims], dtype=torch.float64)
     results = []
     for min_elements in (10**9, 0):
-        monkeypatch.setattr(unet_torch.ops, "FEW", min_elements)
+        monkeypatch.setattr(convolution, "FEW", min_elements)
         copied = copy.deepcopy(model)
         results.append(gradients(copied, x) | buffers(copied) | {"output": copied.eval()(x).detach()})
     for key, expected in results[0].items():

@@ -1,0 +1,1 @@
+"""Reordering, grouping and repeating channels."""

@@ -1,0 +1,1 @@
+"""Helpers of the other operations: checks of inputs, dtypes, data formats."""

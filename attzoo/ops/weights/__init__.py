@@ -1,0 +1,1 @@
+"""Finding the weights of a block by name, and initialising them."""
