@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import attzoo
-from attzoo import card, registry
+from attzoo import registry
+from attzoo.card import contents, docstrings
 from attzoo.contract import Variant
 
 BLOCKS = list(registry.BLOCKS)
@@ -100,7 +101,8 @@ def test_shapes_are_shown_for_both_layouts():
 
 
 def test_initializations_are_shown_as_text():
-    texts = {name: card._initialization(w) for name, w in attzoo.info("attention_gate").weights(2, norm=True).items()}
+    weights = attzoo.info("attention_gate").weights(2, norm=True)
+    texts = {name: contents.initialization(weight) for name, weight in weights.items()}
     assert texts["psi.weight"] == "normal(0, 1.414)"
     assert texts["psi.bias"] == "uniform(-1, 1)"
     assert texts["psi_norm.weight"] == "normal(1, 0.02)"
@@ -181,7 +183,7 @@ def test_settings_build_the_same_block_as_the_variant(name):
 
 def test_argument_descriptions_are_read_from_the_docstring():
     text = "channels: C >= 1.\n\na, b: two\n  lines: of it.\nheads: some.\nRaises ValueError where x: wrong."
-    assert card._argument_descriptions(text) == {
+    assert docstrings.argument_descriptions(text) == {
         "channels": "C >= 1.",
         "a": "two lines: of it.",
         "b": "two lines: of it.",
@@ -207,7 +209,7 @@ def test_not_every_block_takes_a_shortcut():
 
 def test_text_on_kernels_depends_on_recorded_timings(monkeypatch):
     for wins, expected in (((), "they have not been timed yet"), (("a win",), '"auto" uses them where')):
-        monkeypatch.setattr(card, "WINS", wins)
+        monkeypatch.setattr(contents, "WINS", wins)
         for text in (attzoo.info("se").plain(), attzoo.info("se").markdown()):
             assert expected in " ".join(text.replace("`", "").split())
 
