@@ -14,17 +14,9 @@ from ..blocks.keras import AttachedBlock
 from ..contract import Array, Coefficients, contiguous, map_coefficients
 from ..ops.keras import find, keras, locate, path_of
 from ..ops.keras_layers import changed_settings, described, parts_of
-from . import (
-    Run,
-    can_attend,
-    changed_layer,
-    computed_array,
-    has_spec,
-    is_kind,
-    missing_array,
-    replaced_methods,
-    same_shape,
-)
+from . import Run, can_attend, changed_layer, computed_array, has_spec, is_kind, replaced_methods
+from .keras_arrays import built, canonical, numpy_copy, stored_dtype, to_keras_layout, value_of
+from .keras_arrays import shapes as shapes
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -36,7 +28,7 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
 
 def dtype(block: Any) -> str:
     """Return the widest dtype of the weights."""
-    return str(_built(block).variable_dtype)
+    return str(built(block).variable_dtype)
 
 
 def dtypes(block: Any) -> dict[str, str]:
@@ -44,23 +36,8 @@ def dtypes(block: Any) -> dict[str, str]:
 
     Raise ValueError if an array is missing, or its values have another dtype than it declares.
     """
-    values = {name: _value(_built(block), name) for name in block.spec.weights}
-    return {name: _stored_dtype(value, name) for name, value in values.items()}
-
-
-def _stored_dtype(value: Any, name: str) -> str:
-    """Return the dtype of a variable's values. Raise ValueError if the variable declares another dtype.
-
-    name: canonical name of the variable, for the error.
-    """
-    declared = str(keras.backend.standardize_dtype(value.dtype))
-    stored = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
-    if (got := str(keras.backend.standardize_dtype(stored))) != declared:
-        raise ValueError(
-            f"expected {name} in {declared}, the dtype of its block, got {got}: JAX has float64 only if"
-            " JAX_ENABLE_X64=1 is set in the environment before JAX is imported"
-        )
-    return declared
+    values = {name: value_of(built(block), name) for name in block.spec.weights}
+    return {name: stored_dtype(value, name) for name, value in values.items()}
 
 
 def storage(dtype: str) -> str:
@@ -78,15 +55,15 @@ def precision(dtype: str) -> str:
 
 def read(block: Any) -> dict[str, Array]:
     """Return copies of the arrays by canonical name."""
-    _built(block)
-    return {name: _canonical(_value(block, name), block, name) for name in block.spec.weights}
+    built(block)
+    return {name: canonical(value_of(block, name), block, name) for name in block.spec.weights}
 
 
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
     """Write checked arrays, by canonical name, to a block."""
-    _built(block)
+    built(block)
     for name in arrays:
-        if not isinstance(_value(block, name), keras.Variable):
+        if not isinstance(value_of(block, name), keras.Variable):
             remedy = "write to a block without LoRA; attzoo.weights returns the merged array"
             raise computed_array(name, block, "LoRA", remedy)
         if isinstance(layer := locate(block, name)[0], keras.layers.Wrapper):
@@ -94,7 +71,7 @@ def write(block: Any, arrays: Mapping[str, Array]) -> None:
             raise computed_array(name, block, type(layer).__name__, remedy)
     for name, array in arrays.items():
         variable = find(block, name)
-        variable.assign(_to_keras_layout(array, variable).reshape(variable.shape))
+        variable.assign(to_keras_layout(array, variable).reshape(variable.shape))
 
 
 def check_layers(block: Any, cls: type[Any]) -> None:
@@ -146,7 +123,7 @@ def _reference(block: Any, cls: type[Any]) -> Any:
     state = random.getstate()   # initializers draw their seeds from it
     try:
         reference = cls(**block.spec.config(), data_format=block.data_format, dtype=block.dtype_policy)
-        return _built(reference) if block.built else reference
+        return built(reference) if block.built else reference
     finally:
         random.setstate(state)
 
@@ -164,7 +141,7 @@ def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
     """Return the output of a forward pass, and the gradients of sum(output * cotangent)."""
-    _built(block)
+    built(block)
     tensors = [to_tensor(x, block) for x in inputs]
     y, input_gradients, weight_gradients = _gradients(block, tensors, to_tensor(cotangent, block), training)
     by_id = {id(variable): g for variable, g in zip(block.trainable_weights, weight_gradients, strict=True)}
@@ -172,13 +149,13 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
     return Run(
         to_array(y, block),
         tuple(to_array(g, block) for g in input_gradients),
-        {name: _canonical(by_id[id(find(block, name))], block, name) for name in names},
+        {name: canonical(by_id[id(find(block, name))], block, name) for name in names},
     )
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
     """Train a block in place by `steps` steps of SGD with learning rate `rate` on sum(output * cotangent)."""
-    _built(block)
+    built(block)
     optimizer = keras.optimizers.SGD(rate)
     for _ in range(steps):
         tensors = [to_tensor(x, block) for x in inputs]
@@ -206,7 +183,7 @@ def gamma(holder: Any) -> tuple[Array, str]:
 
     Raise ValueError if its values have another dtype than it declares, as float64 on JAX without JAX_ENABLE_X64.
     """
-    return _numpy(holder.gamma), _stored_dtype(holder.gamma, "gamma")
+    return numpy_copy(holder.gamma), stored_dtype(holder.gamma, "gamma")
 
 
 def set_gamma(holder: Any, array: Array) -> None:
@@ -256,7 +233,7 @@ def eager() -> AbstractContextManager[Any]:
 
 def to_array(tensor: Any, block: Any) -> Array:
     """Return a C-contiguous NumPy copy, channels first; bfloat16, which NumPy does not have, as float32."""
-    array = _numpy(tensor)
+    array = numpy_copy(tensor)
     return array if block.data_format == "channels_first" else contiguous(np.moveaxis(array, -1, 1))
 
 
@@ -329,58 +306,3 @@ def _is_traced(tensor: Any) -> bool:
     import jax
 
     return isinstance(tensor, jax.core.Tracer)
-
-
-def _built(block: Any) -> Any:
-    """Build a block if it is not built, and return it."""
-    if not block.built:
-        block.build(*((None, *shape) for shape in shapes(block)))
-    return block
-
-
-def shapes(block: Any) -> list[tuple[int | None, ...]]:
-    """Return the shape of one sample of each input in the block's data format, with None for spatial sizes."""
-    unknown_sizes = (None,) * getattr(block.spec, "spatial_dims", 2)
-    is_channels_first = block.data_format == "channels_first"
-    return [(c, *unknown_sizes) if is_channels_first else (*unknown_sizes, c) for c in block.spec.inputs]
-
-
-def _numpy(tensor: Any) -> Array:
-    """Return a C-contiguous NumPy copy in the tensor's layout; bfloat16 as float32."""
-    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
-        tensor = keras.ops.cast(tensor, "float32")
-    return contiguous(keras.ops.convert_to_numpy(tensor))
-
-
-def _value(block: Any, name: str) -> Any:
-    """Return the variable of canonical `name`, or the tensor that its layer computes instead.
-
-    Raises ValueError if there is none, if it is quantized, or if it has another shape.
-    """
-    try:
-        layer, attribute = locate(block, name)
-        value = getattr(layer, attribute)
-    except (AttributeError, ValueError) as err:
-        raise missing_array(name, block, err) from err
-    if mode := getattr(layer, "quantization_mode", None):
-        raise missing_array(name, block, f"values quantized by Keras ({mode})", "read the weights before quantize()")
-    shape = block.spec.weights[name].shape
-    if attribute == "kernel":
-        shape = (*shape[2:], shape[1], shape[0])
-    if value is None or not same_shape(value.shape, shape):
-        raise missing_array(name, block, None if value is None else f"shape {tuple(value.shape)}, not {shape}")
-    return value
-
-
-def _canonical(tensor: Any, block: Any, name: str) -> Array:
-    """Return a variable or its gradient as an array in canonical layout: kernels (*k, I, O) become (O, I, *k)."""
-    array, shape = _numpy(tensor), block.spec.weights[name].shape
-    if locate(block, name)[1] == "kernel":
-        array = array.reshape(*shape[2:], shape[1], shape[0])
-        array = array.transpose(-1, -2, *range(array.ndim - 2))
-    return contiguous(array.reshape(shape))
-
-
-def _to_keras_layout(array: Array, variable: Any) -> Array:
-    """Return an array in Keras's layout: kernels (O, I, *k) become (*k, I, O)."""
-    return array.transpose(*range(2, array.ndim), 1, 0) if variable.name == "kernel" else array
