@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 import attzoo
 from attzoo import registry
-from attzoo.fast import cpu
+from attzoo.fast import cpu, cpu_autograd, cpu_parts
 from attzoo.fast.choice import CpuForm
 
 FORMS = [form for form in vars(cpu).values() if isinstance(form, CpuForm)]
@@ -33,15 +33,11 @@ DEFAULTS = {"SMALL": cpu.SMALL, "SMALL_TO_INFER": cpu.SMALL_TO_INFER}
 
 @contextmanager
 def setting(**values):
-    """Set attributes of the module `cpu` within a `with` block."""
-    settings_before = {name: getattr(cpu, name) for name in values}
-    try:
+    """Set attributes of the modules `cpu` and `cpu_parts` within a `with` block."""
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
-            setattr(cpu, name, value)
+            patch.setattr(cpu_parts if name == "PART" else cpu, name, value)
         yield
-    finally:
-        for name, value in settings_before.items():
-            setattr(cpu, name, value)
 
 
 def always_cpu_form(part=1 << 20):
@@ -553,6 +549,6 @@ def test_input_changed_in_place_before_backward_raises(name):
 def test_comparison_detects_a_bug_in_one_form(name, monkeypatch):
     """A bug in a function that only the form for CPUs uses makes the comparison fail."""
     block, x, dy = build(name), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
-    monkeypatch.setattr(cpu, "_flatten_space", lambda x, flatten=cpu._flatten_space: flatten(x) * 1.5)
+    monkeypatch.setattr(cpu_autograd, "flatten_space", lambda x, flatten=cpu_parts.flatten_space: flatten(x) * 1.5)
     with pytest.raises(AssertionError):
         assert_same(*with_both_forms(lambda: step(block, x, dy)))

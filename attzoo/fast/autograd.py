@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ops.guard import is_dense
 from . import tape
 from .choice import CHECKED, THREAD_STATE
-from .cpu import differentiate, needs_differentiable_backward
+from .double_backward import differentiate, needs_differentiable_backward
 
 ALIGNED: Final = 16   # bytes; Triton compiles wider loads for addresses that are a multiple of this
 
