@@ -32,7 +32,7 @@ from torch import nn
 
 import attzoo
 from attzoo import testing
-from attzoo.fast.triton import passes
+from attzoo.fast.triton import passes, passes_backward
 
 all_blocks = pytest.mark.parametrize("name", NAMES)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -348,8 +348,10 @@ def test_empty_batch_matches_plain_form(name, training):
 # ---- tests of the checks ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kernel"), [("se", "scale"), ("cbam", "pool_channels"), ("eca", "to_input")])
-def test_check_detects_tensors_that_are_not_written(name, kernel, monkeypatch):
-    monkeypatch.setattr(passes, kernel, lambda *args, **kwargs: None)
+@pytest.mark.parametrize(("name", "module", "kernel"), [
+    ("se", passes, "scale"), ("cbam", passes, "pool_channels"), ("eca", passes_backward, "to_input"),
+])   # fmt: skip
+def test_check_detects_tensors_that_are_not_written(name, module, kernel, monkeypatch):
+    monkeypatch.setattr(module, kernel, lambda *args, **kwargs: None)
     with pytest.raises(AssertionError):
         check(build(name).eval(), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
-from ...fast.triton import passes, perceptron, spatial
-from ...fast.triton.passes import Map
+from ...fast.triton import passes, passes_backward, perceptron, perceptron_backward, spatial
+from ...fast.triton.passes_backward import Map
 from ...fast.triton.perceptron import Layers
 from ...fast.triton.spatial import Filter
 
@@ -57,17 +57,19 @@ def backward(
     x, (layers, conv) = args[0], parts(*args)
     saved, spatial_saved = saved_tensors[0], spatial.Saved(*saved_tensors[1:])
     dx, _, *learned = gradients
-    dy = passes.grad_of_product(dy, x, y, gradients)
+    dy = passes_backward.grad_of_product(dy, x, y, gradients)
     dmaps = spatial.backward(x, dy, saved, conv, spatial_saved, learned[4:])
     map_gradients = Map(spatial_saved.t, spatial_saved.maps, dmaps)
     layer_gradients = Layers._make([*learned[:4], layers.gate, "relu"])
-    pool_gradients = perceptron.backward(x, dy, layers, True, saved, map_gradients, layer_gradients)
-    passes.to_input(x, dy, dx, saved, pool_gradients, True, map_gradients)
+    pool_gradients = perceptron_backward.backward(x, dy, layers, True, saved, map_gradients, layer_gradients)
+    passes_backward.to_input(x, dy, dx, saved, pool_gradients, True, map_gradients)
 
 
 ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
 Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training, bool relu"""
-KERNELS = Fused("cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, backward_needs_y=passes.backward_needs_y)
+KERNELS = Fused(
+    "cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, backward_needs_y=passes_backward.backward_needs_y
+)
 CASES: Final = (
     KernelCase(starts=(4, 4, 6)),
     KernelCase({"norm": True}, starts=(4, 7, 7), rare=True),

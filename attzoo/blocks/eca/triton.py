@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
-from ...fast.triton import passes
+from ...fast.triton import passes, passes_backward
 from ...fast.triton.common import REAL, counters, empty_float32, is_last, launch, next_power_of_2, nth, sizes
-from ...fast.triton.passes import channels_portion, pool_portion, portion, portions
+from ...fast.triton.passes import pool_portion, portion, portions
+from ...fast.triton.passes_backward import channels_portion
 from ...fast.triton.perceptron import total_of
 
 WIDE = 256      # channels that the last program of a sample processes at a time
@@ -142,14 +143,14 @@ def backward(
     """
     x, _, w, circular, _ = args
     dx, _, dw = gradients
-    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
+    dy, (saved,) = passes_backward.grad_of_product(dy, x, y, gradients), saved_tensors
     (N, C, S), tiling = sizes(x), portions("channels", x)
     if not N:
         dw.zero_()
     parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, N * (C + w.numel()))
     args = x, dy, parts, counters(x, N + 1), saved, grads, w, dw, N, C, S, tiling.parts, tiling.steps, 1 / S
     launch(channels_unexcite_kernel, tiling.programs, *args, **_options(w, circular, C), **tiling.options, BN=SAMPLES)
-    passes.to_input(x, dy, dx, saved, grads)
+    passes_backward.to_input(x, dy, dx, saved, grads)
 
 
 def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
 
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"
-KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, backward_needs_y=passes.backward_needs_y)
+KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, backward_needs_y=passes_backward.backward_needs_y)
 CASES: Final = (KernelCase(starts=(2, 2, 2)), KernelCase({"padding": "circular"}, rare=True))
 
 

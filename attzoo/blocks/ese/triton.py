@@ -14,10 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ...fast.cases import KernelCase
-from ...fast.triton import channel_gate, passes
+from ...fast.triton import channel_gate, passes, passes_backward
 from ...fast.triton.channel_gate import Coefficients
 from ...fast.triton.common import REAL, ROWS, cdiv, empty_float32, launch, multiply_add, nth, sizes
-from ...fast.triton.perceptron import PRECISION, gate_gradient, gate_of, total_of
+from ...fast.triton.perceptron import PRECISION, gate_of, total_of
+from ...fast.triton.perceptron_backward import gate_gradient
 
 WIDE = 32   # channels that a program processes at a time, as in perceptron.py
 
@@ -137,7 +138,7 @@ def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradient
     (N, C, S), tiling = sizes(x), passes.portions("channels", x)
     parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, 2, N, C)
     portion_args = x, dy, saved, None, None, None, parts, N, C, S, tiling.parts, tiling.steps
-    launch(passes.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
+    launch(passes_backward.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
     args = parts, saved, grads, weight, N, C, tiling.parts, 1 / S
     launch(unexcite_kernel, cdiv(N, ROWS) * cdiv(C, WIDE), *args, HARD_SIGMOID=gate == "hard_sigmoid", **_tile())
     launch(weights_kernel, cdiv(C, WIDE) ** 2, saved, grads, *gradients, N, C, **_tile())

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...fast.cases import KernelCase
-from ...fast.triton import channel_gate, passes
+from ...fast.triton import channel_gate, passes, passes_backward
 from ...fast.triton.channel_gate import Coefficients
 from ...fast.triton.common import (
     REAL,
@@ -208,7 +208,7 @@ def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradient
     (N, C, S), tiling = sizes(x), passes.portions("channels", x)
     parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, 4, N, C)
     portion_args = x, dy, saved, None, None, None, parts, N, C, S, tiling.parts, tiling.steps
-    launch(passes.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
+    launch(passes_backward.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
     arrays = parts, saved, grads, embedding_weight, gating_weight
     launch(gradients_kernel, N, *arrays, N, C, tiling.parts, epsilon, L1=l1, BC=WIDE)
     launch(weights_kernel, cdiv(C, WIDE), grads, *gradients, N, C, BC=WIDE)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
-from ...fast.triton import passes, spatial
-from ...fast.triton.passes import Map
+from ...fast.triton import passes, passes_backward, spatial
+from ...fast.triton.passes_backward import Map
 from ...fast.triton.spatial import Filter, Saved
 
 ARGUMENTS = f"Tensor x, Tensor? shortcut, Tensor weight, {spatial.NORM}, bool relu"
@@ -54,14 +54,15 @@ def backward(
     """
     x, _, *conv, _ = args
     dx, _, *weight_gradients = gradients
-    dy, saved = passes.grad_of_product(dy, x, y, gradients), Saved(*saved_tensors)
+    dy, saved = passes_backward.grad_of_product(dy, x, y, gradients), Saved(*saved_tensors)
     dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, weight_gradients)
-    passes.to_input(x, dy, dx, None, None, map_gradients=Map(saved.t, saved.maps, dmaps))
+    passes_backward.to_input(x, dy, dx, None, None, map_gradients=Map(saved.t, saved.maps, dmaps))
 
 
 KERNELS = Fused(
-    "spatial_attention", ARGUMENTS, 4, outputs, forward, backward, fixed=2, backward_needs_y=passes.backward_needs_y
-)
+    "spatial_attention", ARGUMENTS, 4, outputs, forward, backward, fixed=2,
+    backward_needs_y=passes_backward.backward_needs_y,
+)   # fmt: skip
 CASES: Final = (
     KernelCase(starts=(3, 3, 4)),
     KernelCase({"norm": True}),

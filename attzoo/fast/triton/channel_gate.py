@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import Fused, as_dense
-from . import passes, perceptron
+from . import passes, passes_backward, perceptron, perceptron_backward
 from .perceptron import Layers
 
 
@@ -22,7 +22,7 @@ def _to_input(
     uses_maxima: bool, x: Tensor, dy: Tensor, dx: Tensor, saved: Tensor, statistics: Tensor, _args: Sequence[Any]
 ) -> None:
     """Write the gradient of x for averages and, if `uses_maxima`, maxima over space."""
-    passes.to_input(x, dy, dx, saved, statistics, uses_maxima)
+    passes_backward.to_input(x, dy, dx, saved, statistics, uses_maxima)
 
 
 class Coefficients(NamedTuple):
@@ -79,7 +79,7 @@ def backward(
     """
     x, _, *own_args, _ = args
     dx, _, *weight_grads = gradients
-    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
+    dy, (saved,) = passes_backward.grad_of_product(dy, x, y, gradients), saved_tensors
     s.to_input(x, dy, dx, saved, s.backward(x, dy, own_args, saved, weight_grads), own_args)
 
 
@@ -90,7 +90,7 @@ def kernels(name: str, s: Coefficients) -> Fused:
     """
     arguments = f"Tensor x, Tensor? shortcut, {s.schema}, bool relu"
     passes_of_block = partial(outputs, s), partial(forward, s), partial(backward, s)
-    return Fused(name, arguments, 1, *passes_of_block, backward_needs_y=passes.backward_needs_y)
+    return Fused(name, arguments, 1, *passes_of_block, backward_needs_y=passes_backward.backward_needs_y)
 
 
 def call(
@@ -127,4 +127,4 @@ def _perceptron_backward(
 ) -> Tensor:
     """Write the gradients of the layers' weights, and return those of averages and, if `uses_maxima`, maxima."""
     weights, weight_grads = Layers._make(layers), Layers._make([*gradients, *layers[4:]])
-    return perceptron.backward(x, dy, weights, uses_maxima, saved, None, weight_grads)
+    return perceptron_backward.backward(x, dy, weights, uses_maxima, saved, None, weight_grads)

@@ -1,4 +1,4 @@
-"""Forward and backward passes over x that channel attention, spatial attention and CBAM share: y = x * s * t.
+"""Forward passes over x that channel attention, spatial attention and CBAM share: y = x * s * t.
 
 s (N, C) is one coefficient per channel, t (N, S) one per position. At the end of a residual block,
 y = relu(x * s * t + shortcut), with a shortcut of the shape of x.
@@ -9,22 +9,18 @@ is divided evenly among the tied elements.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import tape
-from .channel_norm import GradientSums, Norm, add_gradient_sums, apply_norm, backward
+from .channel_norm import Norm, apply_norm
 from .common import (
     INFINITY,
     REAL,
     at,
     cdiv,
-    empty_float32,
     is_channels_last,
     larger,
     launch,
@@ -37,8 +33,6 @@ from .common import (
     tile_indices,
 )
 from .tiles import tile as tile
-
-# ---- forward ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -209,241 +203,3 @@ def scale(
     norm_tensors = (None,) * 4 if norm is None else (norm.q, norm.statistics, norm.scale, norm.shift)
     args = x, s, t, *norm_tensors, shortcut, y, C, S
     launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)
-
-
-# ---- backward --------------------------------------------------------------------------------------------------------
-#
-# The gradient of y first passes through the relu. The gradient of a maximum is divided by its number of ties, which an
-# earlier pass counts. The quotient is (N, S) for maxima over channels, and (N, C) for maxima over space.
-
-
-def backward_needs_y(*args: Any) -> bool:
-    """Whether the backward pass needs the output y, from the arguments of the operator: the last one, `relu`."""
-    return bool(args[-1])
-
-
-def grad_of_product(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
-    """Return the gradient of x * s * t, in the memory layout of x.
-
-    Args:
-        dy: gradient of the output y = x * s * t + shortcut, with a relu or without.
-        x: the input, (N, C, *S).
-        y: the output if a relu follows the sum, else None.
-        gradients: the gradient of the shortcut, which is the same, is written into item 1 unless that is None.
-
-    """
-    dy, dshortcut = match_layout(dy, x), gradients[1]
-    if y is not None:
-        can_share_memory = dshortcut is not None and dshortcut.stride() == dy.stride()
-        result = dshortcut if can_share_memory else tape.allocated(torch.empty_like, dy)
-        tape.call(_relu_backward, dy, y, result)   # 0 where y is 0, as in PyTorch
-        dy = result
-    if dshortcut is not None and dshortcut is not dy:
-        tape.call(Tensor.copy_, dshortcut, dy)
-    return dy
-
-
-def _relu_backward(dy: Tensor, y: Tensor, result: Tensor) -> None:
-    """Write dy where y > 0, else 0, into `result`."""
-    torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=result)
-
-
-@triton.jit
-def position_gradients_kernel(
-    x, dy, s, t, maps, dq, ties, q, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
-    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
-):   # fmt: skip
-    """Write dq and ties, (N, S) each, as `position_gradients` returns them. One program: BS positions of a sample.
-
-    If q is given, the input of a batch norm, sums for its backward pass are written too; see `add_gradient_sums`.
-    """
-    n, p = sample_and_positions(tl.program_id(0), S, BS)
-    position_offset = n.to(tl.int64) * S + p
-    top = tl.load(maps + position_offset + (n + 1).to(tl.int64) * S, p < S, 0.0)
-    sums = tl.zeros([BC, BS], REAL)
-    count = tl.zeros([BC, BS], REAL)
-    for start in range(0, C, BC):
-        c = start + tl.arange(0, BC)
-        inside = (c < C)[:, None] & (p < S)[None, :]
-        offset = at(n, c[:, None], p[None, :], C, S, LAST)
-        z = tl.load(x + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        if s is not None:
-            z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
-        sums += d * z
-        count += tl.where(inside & (z == top[None, :]), 1.0, 0.0)
-    a = tl.load(t + position_offset, p < S, 0.0)
-    gradient = tl.sum(sums, 0) * a * (1 - a)
-    tl.store(dq + position_offset, gradient, p < S)
-    tl.store(ties + position_offset, tl.sum(count, 0), p < S)
-    if q is not None:
-        i, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + position_offset, p < S, 0.0)
-        add_gradient_sums(
-            gradient, norm_input, p < S, i, programs, parts, counter, statistics, norm_sums, dscale, dshift
-        )
-
-
-def position_gradients(
-    x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor, norm: Norm | None, norm_gradients: Sequence[Any]
-) -> tuple[Tensor, Tensor]:
-    """Return the gradient of q, where t = sigmoid(norm(q)), and the number of channels with the maximum: (N, S) each.
-
-    Args:
-        x: (N, C, *S).
-        dy: gradient of x * s * t.
-        s: (N, C), or None for 1.
-        t: (N, S).
-        maps: average and maximum of x * s over channels, (N, 2, S).
-        norm: the batch norm between q and t, or None.
-        norm_gradients: tensors to write, the gradients of the norm's scale and shift; None each without a norm.
-
-    """
-    N, C, S = sizes(x)
-    BC, BS, num_warps = tile("positions", x)
-    dq, ties = empty_float32(x, N, S), empty_float32(x, N, S)
-    options = {"LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    programs = N * cdiv(S, BS)
-    gradient_sums = GradientSums.allocate(norm, programs, *norm_gradients)
-    launch(position_gradients_kernel, programs, x, dy, s, t, maps, dq, ties, *gradient_sums, C, S, **options)
-    backward(dq, norm, gradient_sums)
-    return dq, ties
-
-
-@triton.jit
-def product_gradient(n, d, z, t, maps, dmaps, p, S):
-    """Return a tile (BC, BS) of the gradient of z = x * s, from tiles d of the gradient of y and z of x * s.
-
-    The tile is at sample n and positions p. t (N, S), maps and their gradient dmaps (N, 2, S) are those of `Map`.
-    """
-    position_offset = n.to(tl.int64) * S + p
-    map_offset = position_offset + n.to(tl.int64) * S
-    d = d * tl.load(t + position_offset, p < S, 0.0)[None, :] + tl.load(dmaps + map_offset, p < S, 0.0)[None, :]
-    top = tl.load(maps + map_offset + S, p < S, 0.0)
-    share = tl.load(dmaps + map_offset + S, p < S, 0.0)
-    return tl.where(z == top[None, :], d + share[None, :], d)
-
-
-@triton.jit
-def channels_portion(
-    x, dy, s, t, maps, dmaps, top, ds, ties, n, c, part, C, S, PARTS, STEPS,
-    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
-):   # fmt: skip
-    """Write the part of one portion in the gradient of s and, unless top is None, in the ties: (N, PARTS, C) each.
-
-    They are written into `ds` and `ties`. Ties are the numbers of positions that equal the maximum `top`, (N, C). The
-    portion has sample n, channels c and positions of `part`. t, maps and dmaps are those of `Map`; t is None for y = x
-    * s.
-    """
-    factor = tl.load(s + n * C + c, c < C, 0.0)
-    sums = tl.zeros([BC, BS], REAL)
-    count = tl.zeros([BC, BS], REAL)
-    if top is not None:
-        maximum = tl.load(top + n * C + c, c < C, 0.0)
-    for step in range(part * STEPS, (part + 1) * STEPS):
-        p = step * BS + tl.arange(0, BS)
-        inside = (c < C)[:, None] & (p < S)[None, :]
-        offset = at(n, c[:, None], p[None, :], C, S, LAST)
-        v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        if t is not None:
-            d = product_gradient(n, d, v * factor[:, None], t, maps, dmaps, p, S)
-        sums += tl.where(inside, d * v, 0.0)
-        if top is not None:
-            count += tl.where(inside & (v == maximum[:, None]), 1.0, 0.0)
-    offset = (n * PARTS + part) * C + c
-    tl.store(ds + offset, tl.sum(sums, 1), c < C)
-    if top is not None:
-        tl.store(ties + offset, tl.sum(count, 1), c < C)
-
-
-@triton.jit
-def channels_kernel(
-    x, dy, saved, t, maps, dmaps, parts, N, C, S, PARTS, STEPS,
-    MAXIMA: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
-):   # fmt: skip
-    """Write parts of the gradient of s and, if MAXIMA, of the numbers of ties into `parts`, (1 + MAXIMA, N, PARTS, C).
-
-    One program: one portion of x and dy.
-    """
-    n, c, part = portion(C, PARTS, BC)
-    if MAXIMA:
-        top, ties = nth(saved, 2, N, C), nth(parts, 1, N * PARTS, C)
-        channels_portion(x, dy, saved, t, maps, dmaps, top, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
-    else:
-        channels_portion(x, dy, saved, t, maps, dmaps, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
-
-
-class Map(NamedTuple):
-    """One coefficient per position, with the maps from which it was computed.
-
-    Attributes:
-        t: the coefficients, (N, S).
-        maps: average and maximum over channels, (N, 2, S).
-        dmaps: gradients of the averages, divided by C, and of the maxima, divided by their number of ties, (N, 2, S).
-
-    """
-
-    t: Tensor
-    maps: Tensor
-    dmaps: Tensor
-
-
-@triton.jit
-def input_kernel(
-    x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S,
-    MAXIMA: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
-):   # fmt: skip
-    """Write the gradient of x into dx; see `to_input`. One program: one tile of x.
-
-    Programs run from the end of x, which the pass before read last and may still be cached.
-    """
-    n, c, p = tile_indices(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
-    inside = (c < C)[:, None] & (p < S)[None, :]
-    offset = at(n, c[:, None], p[None, :], C, S, LAST)
-    d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
-    if saved is not None:
-        factor = tl.load(saved + n * C + c, c < C, 0.0)[:, None]
-    if (t is not None) or MAXIMA:
-        v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
-    if t is not None:
-        z = v
-        if saved is not None:
-            z = v * factor
-        d = product_gradient(n, d, z, t, maps, dmaps, p, S)
-    if saved is not None:
-        d = d * factor + tl.load(pool_grads + n * C + c, c < C, 0.0)[:, None]
-    if MAXIMA:
-        maximum = tl.load(nth(saved, 2, N, C) + n * C + c, c < C, 0.0)[:, None]
-        d = tl.where(v == maximum, d + tl.load(nth(pool_grads, 1, N, C) + n * C + c, c < C, 0.0)[:, None], d)
-    tl.store(dx + offset, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
-
-
-def to_input(
-    x: Tensor,
-    dy: Tensor,
-    dx: Tensor,
-    saved: Tensor | None,
-    pool_grads: Tensor | None,
-    uses_maxima: bool = False,
-    map_gradients: Map | None = None,
-) -> None:
-    """Write the gradient of x into dx.
-
-    Args:
-        x: (N, C, *S).
-        dy: gradient of x * s * t, in the memory layout of x.
-        dx: tensor to write.
-        saved: the saved tensor of perceptron.py: s, the averages and, if `uses_maxima`, the maxima over space, (N, C)
-            each; None without s.
-        pool_grads: (N, C) each, gradients of the average over space, divided by S, and of the maximum, divided by the
-            number of ties.
-        uses_maxima: whether s depends on maxima.
-        map_gradients: t, its maps and their gradient; None without t.
-
-    """
-    N, C, S = sizes(x)
-    BC, BS, num_warps = tile("input" if map_gradients is None else "input of a map", x)
-    options = {"MAXIMA": uses_maxima, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    t, maps, dmaps = map_gradients or (None, None, None)
-    args = x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S
-    launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)

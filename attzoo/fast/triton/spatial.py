@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ...ops.numpy import one_value
-from . import channel_norm, common, passes
+from . import channel_norm, common, passes_backward
 from . import maps as map_kernels
 from .common import empty_float32
 
@@ -100,7 +100,7 @@ def backward(
 
     """
     dweight, *norm_gradients = gradients
-    dq, ties = passes.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)
+    dq, ties = passes_backward.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)
     if conv.scale is not None and not dq.numel():   # no program has written the sums
         for gradient in norm_gradients:
             gradient.zero_()
