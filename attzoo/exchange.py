@@ -260,9 +260,9 @@ def _prefix(key: str, name: str, layout: Keys) -> str | None:
 
 def _check_no_other_arrays(state: Mapping[str, Any], block: StoredBlock, spec: AnySpec, source: str) -> None:
     """Raise ValueError if the block in a state dict has further arrays, and so computes another function."""
-    known = block.keys(spec).values()
+    keys_of_block = block.keys(spec).values()
     for key in state:
-        if key.startswith(block.prefix) and key not in known and not key.endswith(COUNTER):
+        if key.startswith(block.prefix) and key not in keys_of_block and not key.endswith(COUNTER):
             fix = "create the block with arguments that give it this array, or give only the arrays of the block"
             raise ValueError(f"expected only arrays of the block from {source}, got also {key}: {fix}")
 

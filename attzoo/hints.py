@@ -29,23 +29,23 @@ SYNONYMS: Final = {   # names of arguments in timm, torchvision, MONAI and popul
 }
 
 
-def nearest(word: Any, known: Iterable[Any]) -> str:
-    """Return the text "; did you mean 'x'?" with the known name x nearest to `word`, or "" if none is similar.
+def nearest(word: Any, names: Iterable[Any]) -> str:
+    """Return the text "; did you mean 'x'?" with x the nearest of `names` to `word`, or "" if none is similar.
 
     >>> nearest("sigmiod", ["sigmoid", "hard_sigmoid"]), nearest("xyz", ["sigmoid"]), nearest(3, [1, 2])
     ("; did you mean 'sigmoid'?", '', '')
     """
-    words = [str(name) for name in known if isinstance(name, str)]
+    words = [str(name) for name in names if isinstance(name, str)]
     suggestions = [SYNONYMS[word]] if isinstance(word, str) and SYNONYMS.get(word) in words else []
     if isinstance(word, str) and not suggestions:
         suggestions = get_close_matches(word[:100].lower(), words, n=1, cutoff=SIMILAR)
     return f"; did you mean {suggestions[0]!r}?" if suggestions else ""
 
 
-def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
-    """Return the error for a keyword argument that `owner` does not take. It suggests the nearest known argument."""
-    known = list(known)
-    return TypeError(f"{owner} takes no argument {name!r}{nearest(name, known) or '.'} It takes: {', '.join(known)}")
+def unknown_argument(owner: str, name: str, names: Iterable[str]) -> TypeError:
+    """Return the error for a keyword argument that `owner` does not take. It suggests the nearest of `names`."""
+    names = list(names)
+    return TypeError(f"{owner} takes no argument {name!r}{nearest(name, names) or '.'} It takes: {', '.join(names)}")
 
 
 def check_arguments(cls: type, arguments: Mapping[str, Any]) -> None:

@@ -79,11 +79,11 @@ def layouts_of(part: Part, argument: str, name: str) -> tuple[Keys, ...]:
     `argument` is the name of the argument with `name`, "source" or "target", for the error.
     """
     block = registry.name_of(part.spec)
-    known = registry.keys(block)
+    layouts_by_library = registry.keys(block)
     for module in registry.unsupported(block):
-        if name == module.library and name not in known:
+        if name == module.library and name not in layouts_by_library:
             raise ValueError(f"expected a {argument} whose weights the block can have, got {module}")
-    layouts = known[registry.known_name(f"{argument} of {block}", name, known)]
+    layouts = layouts_by_library[registry.known_name(f"{argument} of {block}", name, layouts_by_library)]
     layouts_of_spec: tuple[Keys, ...] = layouts(part.spec) if callable(layouts) else layouts
     return layouts_of_spec
 
@@ -168,7 +168,7 @@ def _in_order(
     Raises ValueError unless the state dict has, for each class, as many blocks with the shapes of these parts.
     """
     iterators: dict[type, Iterator[StoredBlock]] = {}
-    found: list[PartState] = []
+    part_states: list[PartState] = []
     for part, options in zip(parts, layouts, strict=True):
         kind = type(part.spec)
         if kind not in iterators:
@@ -179,8 +179,8 @@ def _in_order(
         if stored.layout.channels_last:   # other blocks' keys may begin with this prefix too
             own = {key: state[key] for key in stored.keys(part.spec).values()}
         is_single = sum(type(item.spec) is kind for item in parts) == 1
-        found.append(PartState(own, stored.prefix.rstrip("._/"), "kind" if is_single else "order"))
-    return found
+        part_states.append(PartState(own, stored.prefix.rstrip("._/"), "kind" if is_single else "order"))
+    return part_states
 
 
 def _blocks_of_kind(
@@ -203,20 +203,20 @@ def _blocks_of_kind(
         for part in parts
         for block in stored_blocks(state, part.spec, layouts, same_shapes=True)
     }
-    found = [by_first_key[key] for key in state if key in by_first_key]
-    if len(found) != len(parts):
-        raise _count_error(parts, layouts, source, found)
-    return found
+    blocks_in_state = [by_first_key[key] for key in state if key in by_first_key]
+    if len(blocks_in_state) != len(parts):
+        raise _count_error(parts, layouts, source, blocks_in_state)
+    return blocks_in_state
 
 
 def _count_error(
-    parts: Sequence[Part], layouts: Sequence[Keys], source: str, found: Sequence[StoredBlock]
+    parts: Sequence[Part], layouts: Sequence[Keys], source: str, blocks_in_state: Sequence[StoredBlock]
 ) -> ValueError:
     """Return the error for a state dict with another number of blocks than a model."""
     keys = " or ".join(next(iter(layout.names.values())) for layout in layouts)
     paths = [shorten(", ".join(map(repr, names)), 200)
-             for names in ([part.path for part in parts], [block.prefix for block in found])]   # fmt: skip
-    at_paths = f" after {paths[1]}" if found else ""
+             for names in ([part.path for part in parts], [block.prefix for block in blocks_in_state])]   # fmt: skip
+    at_paths = f" after {paths[1]}" if blocks_in_state else ""
     expected = f"{len(parts)} blocks of {source} for those at {paths[0]}, with keys such as {keys} and their shapes"
     fix = "give the arrays of these blocks only, or load each block by load_weights(block, ..., source=...)"
-    return ValueError(f"expected {expected}, got {len(found)} of them{at_paths}: {fix}")
+    return ValueError(f"expected {expected}, got {len(blocks_in_state)} of them{at_paths}: {fix}")

@@ -251,13 +251,13 @@ def class_of(spec: AnySpec, backend: str) -> type[Any]:
     return _load(location_of(spec), known_name("backend", backend, BACKENDS))
 
 
-def known_name(kind: str, word: Any, known: Iterable[str]) -> str:
-    """Return `word` if it is one of `known`.
+def known_name(kind: str, word: Any, names: Iterable[str]) -> str:
+    """Return `word` if it is one of `names`.
 
     Args:
         kind: what `word` names, such as "block", for errors.
         word: the name to check.
-        known: accepted names.
+        names: accepted names.
 
     Raises:
         TypeError: `word` is not a string.
@@ -266,14 +266,14 @@ def known_name(kind: str, word: Any, known: Iterable[str]) -> str:
     """
     if not isinstance(word, str):
         raise TypeError(f"{kind} must be a name, got {word!r}")
-    if word in (known := list(known)):
+    if word in (names := list(names)):
         return word
-    hint = nearest(word, known) or "."
+    hint = nearest(word, names) or "."
     if kind == "backend" and (keras_backend := KERAS_BACKENDS.get(word.lower())):
         environment = f"KERAS_BACKEND={keras_backend}"
         hint = f'; it is a backend of Keras: give backend="keras" and set {environment} in the environment first.'
     word_text = ascii(word if len(word) <= 100 else word[:100] + "...")   # in ASCII, so that look-alike letters differ
-    raise ValueError(f"unknown {kind} {word_text}{hint} Known: {', '.join(known)}")
+    raise ValueError(f"unknown {kind} {word_text}{hint} Known: {', '.join(names)}")
 
 
 @contextmanager

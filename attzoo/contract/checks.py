@@ -86,22 +86,22 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
-    """Return the element of `known` that equals `value`. Raise ValueError, with the nearest element, for other values.
+def choice(name: str, value: Any, options: Sequence[Any]) -> Any:
+    """Return the element of `options` that equals `value`.
 
-    NumPy integers equal ints. True and 1.0 do not equal 1.
+    NumPy integers equal ints. True and 1.0 do not equal 1. For other values raise ValueError, with the nearest element.
     """
     python_value = value
     if not isinstance(value, (bool, np.bool_)):
         with suppress(TypeError):
             python_value = operator.index(value)
-    for option in known:
+    for option in options:
         same_boolness = isinstance(python_value, bool) == isinstance(option, bool)   # in Python True == 1
         same_type = isinstance(python_value, type(option)) and same_boolness
         if same_type and option == python_value:
             return option
-    got = short_repr(value) + nearest(value, known)
-    raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")
+    got = short_repr(value) + nearest(value, options)
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {got}")
 
 
 def check_shape(

@@ -64,8 +64,9 @@ def hosts_of(model: nn.Module, after: Any) -> list[Host]:
         chosen = select_modules(model, after, "after")
         return [Host(path, module, *known_channels(module)) for path, module in chosen.items()]
     if not hosts:
-        known = {"residual": "residual blocks of torchvision or timm", "skips": "skip connections of MONAI"}[after]
-        raise ValueError(f"after={after!r} expects {known}, got {owner} without any: give paths, a pattern or a class"
+        expected = {"residual": "residual blocks of torchvision or timm", "skips": "skip connections of MONAI"}[after]
+        raise ValueError(f"after={after!r} expects {expected}, "
+                         f"got {owner} without any: give paths, a pattern or a class"
                          + (f"; after=[{after!r}] is the module of this name" if after in modules else ""))
     return hosts
 

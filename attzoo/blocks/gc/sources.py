@@ -43,7 +43,7 @@ def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     if not terms:
         return {}
     width, channels = shapes[f"{terms[0]}_squeeze.weight"][:2]
-    fusion = next(fusion for fusion, (known, _) in FUSIONS.items() if known == terms)
+    fusion = next(fusion for fusion, (fusion_terms, _) in FUSIONS.items() if fusion_terms == terms)
     return {"channels": channels, "reduced_channels": width, "fusion": fusion}
 
 

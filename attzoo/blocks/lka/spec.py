@@ -58,11 +58,11 @@ class LKA(BlockSpec):
 
     def __post_init__(self) -> None:
         separable = contract.flag("separable", self.separable)
-        known = tuple(SIZES[separable])
-        size = known[0] if self.kernel_size is None else contract.integer("kernel_size", self.kernel_size)
-        if size not in known:
+        allowed_sizes = tuple(SIZES[separable])
+        size = allowed_sizes[0] if self.kernel_size is None else contract.integer("kernel_size", self.kernel_size)
+        if size not in allowed_sizes:
             others = ", ".join(map(str, SIZES[not separable]))
-            expected = f"kernel_size must be one of {', '.join(map(str, known))} with separable={separable}"
+            expected = f"kernel_size must be one of {', '.join(map(str, allowed_sizes))} with separable={separable}"
             raise ValueError(f"{expected}, got {size}: separable={not separable} has {others}")
         contract.set_fields(
             self,
