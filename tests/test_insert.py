@@ -626,3 +626,11 @@ def test_swap_refuses_identities_and_gates():
         attzoo.swap(net, "se", where="se")
     with pytest.raises(ValueError, match="got attention_gate, which takes x and g"):
         attzoo.swap(net, "attention_gate", where="se")
+
+
+def test_old_names_of_the_entries_of_a_report_warn():
+    report = attzoo.attach(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)), "eca", after="0")
+    with pytest.warns(DeprecationWarning, match=r"^Report\.places is deprecated .*: use Report\.entries$"):
+        assert report.places is report.entries
+    with pytest.warns(DeprecationWarning, match=r"^attzoo\.insert\.Place is deprecated .*insert\.report\.Entry$"):
+        assert attzoo.insert.Place is type(report.entries[0])

@@ -56,11 +56,11 @@ def test_identity_keeps_outputs(name):
     np.testing.assert_array_equal(output(report.model), output(model))
     assert report.model is not model
     assert len(report.model.layers) == len(model.layers) + 1
-    (place,) = report
+    (entry,) = report
     spec = report.model.get_layer("stem_attention").block.spec
-    assert (place.path, place.block, place.channels) == ("stem_attention", name, 4)
-    assert place.macs == spec.macs((1, 4, 8, 7))
-    assert place.parameters == 1 + sum(w.size for w in spec.weights.values() if w.trainable)
+    assert (entry.path, entry.block, entry.channels) == ("stem_attention", name, 4)
+    assert entry.macs == spec.macs((1, 4, 8, 7))
+    assert entry.parameters == 1 + sum(w.size for w in spec.weights.values() if w.trainable)
 
 
 def test_identity_is_refused_for_a_block_that_would_never_learn():
@@ -82,7 +82,7 @@ def test_default_computes_the_block_of_the_output(name):
 
 def test_the_residual_branch_is_found():
     report = attzoo.attach(network(), "se", after="residual")
-    assert [place.path for place in report] == ["last_attention"]
+    assert [entry.path for entry in report] == ["last_attention"]
 
 
 def test_weights_are_copies():
@@ -103,7 +103,7 @@ def test_saved_reloaded_and_detached(after, tmp_path):
     loaded = keras.models.load_model(tmp_path / "net.keras")
     np.testing.assert_array_equal(output(loaded), output(model))
     removed = attzoo.detach(loaded)
-    assert [place.path for place in removed] == [place.path for place in report] == [f"{after}_attention"]
+    assert [entry.path for entry in removed] == [entry.path for entry in report] == [f"{after}_attention"]
     np.testing.assert_array_equal(output(removed.model), output(model))
     assert not removed.model.get_layer("stem").trainable
     with pytest.raises(ValueError, match=r"expected a model with blocks of attzoo.attach, got 'net' without any"):
@@ -138,7 +138,7 @@ def test_channels_first_follows_the_layer():
     inputs = keras.Input((3, 8, 7))
     model = keras.Model(inputs, keras.layers.BatchNormalization(axis=1, name="bn")(inputs))
     report = attzoo.attach(model, "se", after="bn", start="identity")
-    assert report.places[0].channels == 3
+    assert report.entries[0].channels == 3
     assert report.model.get_layer("bn_attention").block.data_format == "channels_first"
 
 
@@ -260,21 +260,21 @@ def test_a_residual_branch_from_the_input_of_a_model_to_an_operation():
     model = keras.Model(inputs, inputs + 0.5 * keras.layers.Conv2D(3, 1)(inputs))
     report = attzoo.attach(model, "se", after="residual", start="identity")
     (product,) = [operation.name for operation in model.operations if "multiply" in operation.name]
-    assert [place.path for place in report] == [f"{product}_attention"]
+    assert [entry.path for entry in report] == [f"{product}_attention"]
     np.testing.assert_array_equal(output(report.model), output(model))
 
 
 def test_the_data_format_follows_the_other_layers():
     layers = keras.layers
     model = chain(layers.BatchNormalization(axis=1), layers.ReLU(name="relu"), inputs=(3, 8, 7))
-    (place,) = attzoo.attach(model, "se", after="relu")
-    assert place.channels == 3
+    (entry,) = attzoo.attach(model, "se", after="relu")
+    assert entry.channels == 3
     model = chain(layers.BatchNormalization(axis=1), layers.ReLU(name="relu"), layers.BatchNormalization(),
                   inputs=(3, 8, 7))
     with pytest.raises(ValueError, match=r"expected layers of one data format around .*, got .*: give data_for"):
         attzoo.attach(model, "se", after="relu")
-    (place,) = attzoo.attach(model, "se", after="relu", data_format="channels_first")
-    assert place.channels == 3
+    (entry,) = attzoo.attach(model, "se", after="relu", data_format="channels_first")
+    assert entry.channels == 3
 
 
 def test_models_that_override_call_are_refused():
@@ -306,7 +306,7 @@ def test_swap_exchanges_blocks_of_attzoo():
     block = attzoo.create("se", 3, backend="keras", name="block")
     model = keras.Model(inputs, keras.layers.ReLU(name="out")(block(inputs)))
     report = attzoo.swap(model, "eca", where="block", kernel_size=3)
-    assert [(place.path, place.block) for place in report] == [("block", "eca")]
+    assert [(entry.path, entry.block) for entry in report] == [("block", "eca")]
     assert type(report.model.get_layer("block")) is attzoo.get("eca", backend="keras")
     assert type(model.get_layer("block")) is attzoo.get("se", backend="keras")
     with pytest.raises(ValueError, match="expected a block of attzoo at 'out', got ReLU: in Keras"):
@@ -334,13 +334,13 @@ def part_of_keras(name):
 def test_swap_copies_the_weights_of_keras_applications_attention(name, where, spec):
     model, images = part_of_keras(name), RNG.normal(size=(2, 8, 7, 24)).astype("float32")
     report = attzoo.swap(model, "se", where=where)
-    (place,) = report
-    assert place.weights == "Keras"
-    assert spec.items() <= report.model.get_layer(place.path).spec.config().items()
+    (entry,) = report
+    assert entry.weights == "Keras"
+    assert spec.items() <= report.model.get_layer(entry.path).spec.config().items()
     assert report.model.count_params() == model.count_params()
     np.testing.assert_allclose(np.asarray(report.model(images)), np.asarray(model(images)), rtol=1e-5, atol=1e-5)
     report = attzoo.swap(model, "eca", where=where)
-    assert [place.weights for place in report] == ["initial"]
+    assert [entry.weights for entry in report] == ["initial"]
 
 
 @pytest.mark.parametrize(("options", "weights"), [
@@ -348,8 +348,8 @@ def test_swap_copies_the_weights_of_keras_applications_attention(name, where, sp
     ({"variant": "torchvision-efficientnet", "reduction": 4}, "Keras"),
 ])   # fmt: skip
 def test_options_of_swap_override_the_arguments_of_keras_applications(options, weights):
-    (place,) = attzoo.swap(part_of_keras("efficientnet"), "se", where="*_se_excite", **options)
-    assert place.weights == weights
+    (entry,) = attzoo.swap(part_of_keras("efficientnet"), "se", where="*_se_excite", **options)
+    assert entry.weights == weights
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -361,7 +361,7 @@ def test_swap_copies_weights_in_mixed_precision(policy):
     finally:
         keras.config.set_dtype_policy(policy_before)
     report = attzoo.swap(model, "se", where="*_se_excite")
-    assert [place.weights for place in report] == ["Keras"]
+    assert [entry.weights for entry in report] == ["Keras"]
     block = report.model.get_layer("block1a_se_excite")
     assert block.dtype_policy.name == policy
     for name, layer in (("squeeze", "block1a_se_reduce"), ("excite", "block1a_se_expand")):
@@ -379,7 +379,7 @@ def test_swap_copies_whether_attention_of_keras_applications_is_frozen(frozen):
 
     def trainable(**options):
         report = attzoo.swap(model, "se", where="*_se_excite", **options)
-        assert [place.weights for place in report] == ["Keras"]
+        assert [entry.weights for entry in report] == ["Keras"]
         block = report.model.get_layer(inner.name).get_layer("block1a_se_excite")
         return report.parameters, sum(int(np.prod(w.shape)) for w in block.trainable_weights)
 
@@ -400,7 +400,7 @@ def test_attention_of_another_function_gets_initial_weights(act, layers_before):
     h = keras.layers.Conv2D(2, 1, activation=act, name="se_reduce")(h)
     a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_expand")(h)
     model = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, a]))
-    assert [place.weights for place in attzoo.swap(model, "se", where="product")] == ["initial"]
+    assert [entry.weights for entry in attzoo.swap(model, "se", where="product")] == ["initial"]
     squared = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, inputs]))
     with pytest.raises(ValueError, match="expected a block of attzoo at 'product', got Multiply"):
         attzoo.swap(squared, "se", where="product")
@@ -420,7 +420,7 @@ def test_blocks_in_mobilenet_are_trained_saved_and_mapped(tmp_path):
     np.testing.assert_array_equal(np.asarray(net(images)), np.asarray(model(images)))
     net.compile(keras.optimizers.SGD(0.01), "mse", run_eagerly=True)   # compilation takes longer
     net.fit(images, np.zeros((2, 3)), verbose=0)
-    assert all(np.asarray(net.get_layer(place.path).gamma).item() != 0 for place in report)
+    assert all(np.asarray(net.get_layer(entry.path).gamma).item() != 0 for entry in report)
     net.save(tmp_path / "net.keras")
     loaded = keras.models.load_model(tmp_path / "net.keras")
     with attzoo.attention_maps(loaded) as maps:
@@ -497,7 +497,7 @@ def test_settings_that_a_block_would_lose_raise(setting):
     with pytest.raises(ValueError, match=f"got 'se_reduce' with {setting}: set {setting} of the layer to None first"):
         attzoo.swap(model, "se", where="se_excite")
     setattr(layers[0], setting, None)
-    assert [place.weights for place in attzoo.swap(model, "se", where="se_excite")] == ["Keras"]
+    assert [entry.weights for entry in attzoo.swap(model, "se", where="se_excite")] == ["Keras"]
 
 
 def test_attention_of_which_one_layer_is_frozen_raises():
@@ -507,7 +507,7 @@ def test_attention_of_which_one_layer_is_frozen_raises():
     with pytest.raises(ValueError, match=r"'se_reduce' with trainable=False and 'se_expand' with .*: give trainable="):
         attzoo.swap(model, "se", where="se_excite")
     report = attzoo.swap(model, "se", where="se_excite", trainable=False)
-    assert ([place.weights for place in report], report.parameters) == (["Keras"], 0)
+    assert ([entry.weights for entry in report], report.parameters) == (["Keras"], 0)
 
 
 def test_layers_that_several_positions_share_raise():
@@ -527,7 +527,7 @@ def test_attention_with_a_lambda_layer_gets_its_weights():
     mean = keras.layers.Lambda(lambda x: keras.ops.mean(x, (1, 2), keepdims=True))
     model = keras.Model(inputs, keras_se(inputs, se_layers(), "se_excite", mean))
     report = attzoo.swap(model, "se", where="se_excite")
-    assert [place.weights for place in report] == ["Keras"]
+    assert [entry.weights for entry in report] == ["Keras"]
     images = RNG.normal(size=(2, 8, 7, 4)).astype("float32")
     np.testing.assert_allclose(np.asarray(report.model(images)), np.asarray(model(images)), rtol=1e-5, atol=1e-6)
 
@@ -544,7 +544,7 @@ def test_attention_of_one_layer_gets_initial_weights():
     means = keras.ops.mean(inputs, (1, 2), keepdims=True)
     a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_reduce")(means)   # named as a layer of an SE
     model = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, a]))
-    assert [place.weights for place in attzoo.swap(model, "se", where="product")] == ["initial"]
+    assert [entry.weights for entry in attzoo.swap(model, "se", where="product")] == ["initial"]
 
 
 def test_swap_of_a_product_that_is_called_twice_raises():
@@ -626,7 +626,7 @@ def test_norms_state_the_data_format(kind):
     options = {"groups": 2} if kind == "GroupNormalization" else {}
     inputs = keras.Input((4, 8, 7))
     model = keras.Model(inputs, getattr(keras.layers, kind)(axis=1, name="norm", **options)(inputs))
-    assert attzoo.attach(model, "se", after="norm").places[0].channels == 4
+    assert attzoo.attach(model, "se", after="norm").entries[0].channels == 4
 
 
 @pytest.mark.parametrize("start", ["default", "identity"])

@@ -15,7 +15,8 @@ from typing import Any
 from .. import registry
 from ..adapters import framework_of
 from ..contract import STARTS, choice
-from .report import Place as Place
+from ..moved import moved
+from .report import Entry as Entry
 from .report import Report as Report
 
 Where = str | Pattern[str] | type | Callable[[str, Any], bool]
@@ -56,7 +57,7 @@ def attach(
             module unless they are given here.
 
     Returns:
-        A report: `print(report)` shows a table of the blocks, `report.places` lists them, and `report.model` is the
+        A report: `print(report)` shows a table of the blocks, `report.entries` lists them, and `report.model` is the
         network with the blocks.
 
     Raises:
@@ -121,3 +122,7 @@ def _framework(model: Any) -> Any:
     if backend is None:
         raise TypeError(f"expected a model of torch or Keras, got {type(model).__name__}")
     return import_module(f"{__name__}.{backend}")
+
+
+def __getattr__(name: str) -> Any:
+    return moved(__name__, name, {"Place": "attzoo.insert.report.Entry"})

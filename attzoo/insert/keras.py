@@ -14,7 +14,7 @@ from .create import check_one_input, create
 from .keras_copy import copy_model, functional, layers_of
 from .keras_same import is_product, same_block
 from .match import select
-from .report import Place, Report
+from .report import Entry, Report
 from .start import check_start
 
 NORMS: Final = (   # layers whose argument `axis` is the channel axis
@@ -31,7 +31,7 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
     paths = _residual_ends(source) if after == "residual" else set(select(layers, after, "after", source.name))
     if with_block := [path for path in sorted(paths) if f"{path}_attention" in layers]:
         raise ValueError(f"expected no layer '{with_block[0]}_attention', got a model that has one: detach it first")
-    inserted: dict[str, tuple[Any, Place]] = {}
+    inserted: dict[str, tuple[Any, Entry]] = {}
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a layer of the copied model, and the block after it if the layer is selected."""
@@ -44,7 +44,7 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
         attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=block.dtype_policy)
         attended = attached(y)
         attached.trainable = options.get("trainable", True)
-        inserted[path] = attached, _place(f"{path}_attention", attached, y)
+        inserted[path] = attached, _entry(f"{path}_attention", attached, y)
         return attended
 
     copied = copy_model(source, call)
@@ -55,19 +55,19 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
 def detach(model: Any) -> Report:
     """Implement `attzoo.detach` for Keras models."""
     source = functional(model)
-    places: list[Place] = []
+    entries: list[Entry] = []
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a layer of the copied model unless it is an attached block, whose input is returned."""
         if not isinstance(layer, AttachedBlock):
             return layer(*args, **kwargs)
-        places.append(_place(path, original, args[0]))
+        entries.append(_entry(path, original, args[0]))
         return args[0]
 
     copied = copy_model(source, call)
-    if not places:
+    if not entries:
         raise ValueError(f"expected a model with blocks of attzoo.attach, got {model.name!r} without any")
-    return Report(copied, tuple(places))
+    return Report(copied, tuple(entries))
 
 
 def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
@@ -80,7 +80,7 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
             hint = "in Keras, swap replaces blocks of attzoo, and the Multiply layer at the end of other attention"
             hint = "detach it, and attach the other block" if isinstance(layer, AttachedBlock) else hint
             raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
-    all_layers, inserted = layers_of(source), dict[str, tuple[Any, Place]]()
+    all_layers, inserted = layers_of(source), dict[str, tuple[Any, Entry]]()
     replaced: dict[str, list[Any]] = {}   # path of a block with the weights of layers -> these layers
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,8 +92,8 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
         x = args[0] if can_attend(original) else args[0][0]
         if path not in inserted:
             block_options = {"name": original.name, **_with_format(options, original, x, all_layers)}
-            block, place, replaced[path] = _replacement(path, name, original, x, block_options)
-            inserted[path] = block, place
+            block, entry, replaced[path] = _replacement(path, name, original, x, block_options)
+            inserted[path] = block, entry
         return inserted[path][0](x)
 
     copied = copy_model(source, call)
@@ -122,23 +122,23 @@ def _check_not_shared(replaced: Mapping[str, list[Any]], before: Mapping[str, An
             users[path] = block_path
 
 
-def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
+def _report(model: Any, inserted: Mapping[str, tuple[Any, Entry]], options: Mapping[str, Any]) -> Report:
     """Return the report of the layers in `inserted`, after setting their `trainable`.
 
     `trainable` is the option of this name, else True, in frozen nested models too; for a block that got the weights of
     other layers, it is the value of these layers. It is set after the layers are built and after `copy_model`, because
     Keras loses it otherwise.
     """
-    for layer, place in inserted.values():
-        default = place.parameters > 0 or place.weights == "initial"   # no parameters are trainable in a frozen block
+    for layer, entry in inserted.values():
+        default = entry.parameters > 0 or entry.weights == "initial"   # no parameters are trainable in a frozen block
         layer.trainable = True
         layer.trainable = options.get("trainable", default)
-    return Report(model, tuple(place for _, place in inserted.values()))
+    return Report(model, tuple(entry for _, entry in inserted.values()))
 
 
 def _replacement(
     path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
-) -> tuple[Any, Place, list[Any]]:
+) -> tuple[Any, Entry, list[Any]]:
     """Return the block that replaces a layer, its entry in the report, and the layers whose weights it has.
 
     The block has the weights of the layer, or of the layers before it, if it computes the same as they do.
@@ -158,11 +158,11 @@ def _replacement(
 
     block, layers = (None, []) if can_attend(layer) else same_block(layer, name, options, create_block)
     if block is not None:
-        return block, _place(path, block, x, "Keras"), layers
+        return block, _entry(path, block, x, "Keras"), layers
     block = create_block(options)
     block(x)   # creates its weights
     block.trainable = options.get("trainable", True)
-    return block, _place(path, block, x), []
+    return block, _entry(path, block, x), []
 
 
 def _check_one_input(name: str) -> None:
@@ -275,7 +275,7 @@ def _data_format(layer: Any) -> str | None:
     return getattr(layer, "data_format", None)
 
 
-def _place(path: str, layer: Any, x: Any, weights: str = "initial") -> Place:
+def _entry(path: str, layer: Any, x: Any, weights: str = "initial") -> Entry:
     """Return the report's entry for `layer`, a block or the layer around it, applied to the symbolic tensor x."""
     block = layer.block if isinstance(layer, AttachedBlock) else layer
     shape = [1 if i == 0 else size for i, size in enumerate(x.shape)]
@@ -283,4 +283,4 @@ def _place(path: str, layer: Any, x: Any, weights: str = "initial") -> Place:
         shape = [shape[0], shape[-1], *shape[1:-1]]
     macs = None if None in shape else block.spec.macs(tuple(shape))
     parameters = sum(prod(weight.shape) for weight in layer.trainable_weights)
-    return Place(path, registry.name_of(block.spec), block.spec.channels, parameters, macs, weights)
+    return Entry(path, registry.name_of(block.spec), block.spec.channels, parameters, macs, weights)

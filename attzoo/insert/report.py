@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,7 +13,7 @@ NUMBERS: Final = ("channels", "parameters", "MACs")   # right-aligned columns of
 
 
 @dataclass(frozen=True)
-class Place:
+class Entry:
     """A block in a network.
 
     Args:
@@ -39,35 +40,45 @@ class Report:
 
     Attributes:
         model: the network after the change.
-        places: the blocks, in their order in the network.
+        entries: the blocks, in their order in the network.
 
     """
 
     model: Any = field(repr=False)
-    places: tuple[Place, ...]
+    entries: tuple[Entry, ...]
+
+    @property
+    def places(self) -> tuple[Entry, ...]:
+        """Deprecated name of `entries`. Reading it warns with DeprecationWarning."""
+        warnings.warn(
+            "Report.places is deprecated and will be removed in the next release: use Report.entries",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.entries
 
     @property
     def parameters(self) -> int:
         """Number of trainable parameters of all blocks."""
-        return sum(place.parameters for place in self.places)
+        return sum(entry.parameters for entry in self.entries)
 
     @property
     def macs(self) -> int | None:
         """Multiply-adds of all blocks for one sample; None if those of a block are unknown."""
-        known_macs = [place.macs for place in self.places if place.macs is not None]
-        return sum(known_macs) if len(known_macs) == len(self.places) else None
+        known_macs = [entry.macs for entry in self.entries if entry.macs is not None]
+        return sum(known_macs) if len(known_macs) == len(self.entries) else None
 
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self.places)
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.entries)
 
     def __str__(self) -> str:
         headings = ("path", "block", "channels", "parameters", "MACs", "weights")
         rows = [
-            (place.path, place.block, place.channels, place.parameters, place.macs, place.weights)
-            for place in self.places
+            (entry.path, entry.block, entry.channels, entry.parameters, entry.macs, entry.weights)
+            for entry in self.entries
         ]
-        total = (f"{len(self.places)} in all", "", "", self.parameters, self.macs, "")
+        total = (f"{len(self.entries)} in all", "", "", self.parameters, self.macs, "")
         return text_table([headings, *rows, total], NUMBERS)

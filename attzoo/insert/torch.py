@@ -38,7 +38,7 @@ from .hosts import (
     select_modules,
     shapes_at,
 )
-from .report import Place, Report
+from .report import Entry, Report
 from .start import check_start
 
 
@@ -64,7 +64,7 @@ def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, op
             _remove(host.module)
         raise
     _forget_graphs()
-    return Report(model, tuple(place for *_, place in inserted))
+    return Report(model, tuple(entry for *_, entry in inserted))
 
 
 def append(host: Host, block: nn.Module) -> None:
@@ -83,11 +83,11 @@ def detach(model: nn.Module) -> Report:
     hosts = [(path, module) for path, module in model.named_modules() if is_attached(module)]
     if not hosts:
         raise ValueError(f"expected a network with blocks of attzoo.attach, got a {type(model).__name__} without any")
-    places = [_place(child_path(path), getattr(module, CHILD), None) for path, module in hosts]
+    entries = [_entry(child_path(path), getattr(module, CHILD), None) for path, module in hosts]
     for _, module in hosts:
         _remove(module)
     _forget_graphs()
-    return Report(model, tuple(places))
+    return Report(model, tuple(entries))
 
 
 def _remove(module: nn.Module) -> None:
@@ -118,7 +118,7 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
         for path in _paths_of(model, host.module):
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, block)
-    return Report(model, tuple(place for *_, place in replacements))
+    return Report(model, tuple(entry for *_, entry in replacements))
 
 
 def _forget_graphs() -> None:
@@ -132,7 +132,7 @@ def _paths_of(model: nn.Module, module: nn.Module) -> list[str]:
     return [path for path, part in model.named_modules(remove_duplicate=False) if part is module]
 
 
-def _check_blocks(model: nn.Module, inserted: Iterable[tuple[Host, nn.Module, Place]], example: Any) -> None:
+def _check_blocks(model: nn.Module, inserted: Iterable[tuple[Host, nn.Module, Entry]], example: Any) -> None:
     """Raise ValueError if the forward of a host's module calls the attached block too, besides the hook.
 
     inserted: the hosts with their blocks. example: an input of the network, which is called with it.
@@ -158,7 +158,7 @@ def _check_one_input(name: str) -> None:
 
 def _make(
     model: nn.Module, host: Host, name: str, start: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[Host, nn.Module, Place]:
+) -> tuple[Host, nn.Module, Entry]:
     """Return `host`, the block to attach to it, and the block's entry in the report.
 
     Args:
@@ -173,7 +173,7 @@ def _make(
     arguments = _device_and_dtype(model, host) | dict(options)
     block = _create(host, name, shapes.get(host.path), arguments)
     inserted = _with_start(child_path(host.path), block, start, arguments)
-    return host, inserted, _place(child_path(host.path), inserted, shapes.get(host.path))
+    return host, inserted, _entry(child_path(host.path), inserted, shapes.get(host.path))
 
 
 def _with_start(path: str, block: nn.Module, start: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -202,17 +202,17 @@ def _device_and_dtype(model: nn.Module, host: Host) -> dict[str, Any]:
     return {}
 
 
-def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -> Place:
+def _entry(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -> Entry:
     """Return the report's entry for a block; `shapes` are the shapes of its inputs, None if unknown."""
     spec: Any = without_start(block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
     parameters = sum(parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
-    return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
+    return Entry(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
 
 
 def _replacement(
     model: nn.Module, host: Host, name: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[nn.Module, Place]:
+) -> tuple[nn.Module, Entry]:
     """Return the block that replaces a host's module, and its entry in the report. Arguments as `_make`.
 
     The block has the weights of the module if both compute the same.
@@ -229,10 +229,10 @@ def _replacement(
         )
         if block is not None:
             _check_not_shared(model, host)
-            return block, _place(host.path, block, shape, source.library)
+            return block, _entry(host.path, block, shape, source.library)
     start = "identity" if isinstance(host.module, IdentityStart) else "default"
     block = _with_start(host.path, _create(host, name, shape, arguments), start, arguments)
-    return block, _place(host.path, block, shape)
+    return block, _entry(host.path, block, shape)
 
 
 def _check_not_shared(model: nn.Module, host: Host) -> None:
