@@ -63,9 +63,9 @@ def table_of_starts(text: str) -> str:
     lines = ["| block | inference | forward | backward |", "| --- | --: | --: | --: |"]
     for card in map(info, registry.BLOCKS):
         for case in registry.get(card.name, backend="torch").triton_form().CASES if card.fused else ():
-            if case.starts:
+            if case.launches:
                 arguments = "".join(f", `{name}={value!r}`" for name, value in case.arguments.items())
-                lines.append(f"| `{card.name}`{arguments} | {' | '.join(map(str, case.starts))} |")
+                lines.append(f"| `{card.name}`{arguments} | {' | '.join(map(str, case.launches))} |")
     return "\n".join(lines) + "\n"
 
 

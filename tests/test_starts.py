@@ -20,7 +20,7 @@ CASES = [
     pytest.param(name, case, id=f"{name}-{'-'.join(case.arguments)}".rstrip("-"))
     for name in kernels.ALL
     for case in attzoo.get(name, backend="torch").triton_form().CASES
-    if case.starts
+    if case.launches
 ]
 pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="kernels are counted in Triton's interpreter")
 
@@ -61,7 +61,8 @@ def count_starts(monkeypatch):
 def test_every_block_with_kernels_states_its_starts():
     blocks_with_starts = {case.values[0] for case in CASES}
     for name in kernels.ALL:
-        assert name in blocks_with_starts, f"expected a KernelCase with starts=(...) in attzoo/blocks/{name}/triton.py"
+        file = f"attzoo/blocks/{name}/triton.py"
+        assert name in blocks_with_starts, f"expected a KernelCase with launches=(...) in {file}"
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
@@ -78,4 +79,4 @@ def test_call_starts_as_many_kernels_as_stated(name, case, count_starts):
         starts.append(count_starts(lambda: outputs.append(block(*xs))))
         dy = torch.ones_like(outputs[0])
         starts.append(count_starts(lambda: torch.autograd.grad(outputs[0], [*xs, *block.parameters()], dy)))
-    assert tuple(starts) == case.starts
+    assert tuple(starts) == case.launches

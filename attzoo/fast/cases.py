@@ -21,7 +21,7 @@ class KernelCase:
         coarse: factor by which further inputs are smaller than x along each spatial axis.
         exact: whether float32 products are computed without TF32.
         rare: whether the case is compiled only with `tests/aot.py --every`.
-        starts: number of kernels and operators launched in inference, in the forward pass of training and in the
+        launches: number of kernels and operators launched in inference, in the forward pass of training and in the
             backward pass; None if unspecified. The table in docs/kernels.md is generated from these.
 
     """
@@ -31,7 +31,7 @@ class KernelCase:
     coarse: int = 1
     exact: bool = False
     rare: bool = False
-    starts: tuple[int, int, int] | None = None
+    launches: tuple[int, int, int] | None = None
 
 
 class Marks(NamedTuple):

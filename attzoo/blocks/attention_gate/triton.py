@@ -252,8 +252,8 @@ KERNELS = Fused("attention_gate", ARGUMENTS, len(Saved._fields), outputs, forwar
     settings=forward_kernels.precision,
 )
 CASES: Final = (
-    KernelCase(starts=(2, 2, 3)),
-    KernelCase({"norm": True}, starts=(2, 16, 7), rare=True),
+    KernelCase(launches=(2, 2, 3)),
+    KernelCase({"norm": True}, launches=(2, 16, 7), rare=True),
     KernelCase(coarse=2),
     KernelCase({"norm": True}, coarse=2),
     KernelCase({"inter_channels": 192, "norm": True}),

@@ -71,8 +71,8 @@ KERNELS = Fused(
     "cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, backward_needs_y=passes_backward.backward_needs_y
 )
 CASES: Final = (
-    KernelCase(starts=(4, 4, 6)),
-    KernelCase({"norm": True}, starts=(4, 7, 7), rare=True),
+    KernelCase(launches=(4, 4, 6)),
+    KernelCase({"norm": True}, launches=(4, 7, 7), rare=True),
     KernelCase({"norm": True}, act="relu", rare=True),
 )
 

@@ -13,4 +13,4 @@ from ...fast.triton import channel_gate, perceptron
 
 KERNELS = channel_gate.kernels("channel_attention", channel_gate.of_perceptron(uses_maxima=True))
 fused = partial(channel_gate.call, KERNELS, perceptron.layers_of)
-CASES: Final = (KernelCase(starts=(2, 2, 3)), KernelCase({"gate": "hard_sigmoid"}, rare=True))
+CASES: Final = (KernelCase(launches=(2, 2, 3)), KernelCase({"gate": "hard_sigmoid"}, rare=True))

@@ -160,7 +160,7 @@ def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"
 KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, backward_needs_y=passes_backward.backward_needs_y)
-CASES: Final = (KernelCase(starts=(2, 2, 2)), KernelCase({"padding": "circular"}, rare=True))
+CASES: Final = (KernelCase(launches=(2, 2, 2)), KernelCase({"padding": "circular"}, rare=True))
 
 
 

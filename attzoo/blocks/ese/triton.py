@@ -159,4 +159,4 @@ KERNELS = channel_gate.kernels(
     "ese", Coefficients("Tensor weight, Tensor? bias, str gate", saved_tensor, forward, backward)
 )
 fused = partial(channel_gate.call, KERNELS, arguments)
-CASES: Final = (KernelCase(starts=(3, 3, 4)), KernelCase({"gate": "sigmoid", "bias": False}, act="relu"))
+CASES: Final = (KernelCase(launches=(3, 3, 4)), KernelCase({"gate": "sigmoid", "bias": False}, act="relu"))

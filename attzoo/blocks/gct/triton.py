@@ -232,4 +232,4 @@ def arguments(block: Any) -> tuple[Any, ...]:
 SCHEMA: Final = "Tensor embedding_weight, Tensor gating_weight, Tensor gating_bias, bool l1, float epsilon"
 KERNELS = channel_gate.kernels("gct", Coefficients(SCHEMA, saved_tensor, forward, backward, to_input))
 fused = partial(channel_gate.call, KERNELS, arguments)
-CASES: Final = (KernelCase(starts=(3, 3, 4)), KernelCase({"mode": "l1"}, act="relu"))
+CASES: Final = (KernelCase(launches=(3, 3, 4)), KernelCase({"mode": "l1"}, act="relu"))

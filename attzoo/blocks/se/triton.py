@@ -14,7 +14,7 @@ from ...fast.triton import channel_gate, perceptron
 KERNELS = channel_gate.kernels("se", channel_gate.of_perceptron(uses_maxima=False))
 fused = partial(channel_gate.call, KERNELS, perceptron.layers_of)
 CASES: Final = (
-    KernelCase(starts=(2, 2, 3)),
+    KernelCase(launches=(2, 2, 3)),
     KernelCase(act="relu"),
     KernelCase({"gate": "hard_sigmoid", "bias": False}, rare=True),
     KernelCase({"act": "silu"}, rare=True),

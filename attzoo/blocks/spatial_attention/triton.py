@@ -64,7 +64,7 @@ KERNELS = Fused(
     backward_needs_y=passes_backward.backward_needs_y,
 )   # fmt: skip
 CASES: Final = (
-    KernelCase(starts=(3, 3, 4)),
+    KernelCase(launches=(3, 3, 4)),
     KernelCase({"norm": True}),
     KernelCase({"spatial_dims": 1}, rare=True),
     KernelCase({"spatial_dims": 3}, rare=True),
