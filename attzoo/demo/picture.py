@@ -14,6 +14,8 @@ from .results import BACKENDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
 
     Panels = Mapping[str, Sequence[Axes]]   # backend -> the panel of each digit
 
@@ -43,28 +45,11 @@ def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
         images: (N, 1, H, W), the digits.
         attention: the coefficients by the name of the block and the backend, (N, 1 or C, 1 or H, 1 or W).
     """
-    from matplotlib.figure import Figure
-
     values = {
         name: {backend: _flatten(array) for backend, array in arrays.items()} for name, arrays in attention.items()
     }
     names = sorted(values, key=lambda name: -values[name]["torch"].ndim)   # maps first
-    columns = [NAME, *[PANEL, PANEL, PAIR_GAP] * len(images), 0.13]
-    gap = 0.07   # between columns
-    width = 2 * MARGIN + sum(columns) + gap * (len(columns) - 1) + SCALE
-    height = 2 * MARGIN + TOP + BOTTOM + (1 + len(names)) * (PANEL + ROW_GAP)
-    figure = Figure(figsize=(width, height), facecolor="white")
-    grid = figure.add_gridspec(
-        1 + len(names),
-        len(columns),
-        width_ratios=columns,
-        left=MARGIN / width,
-        right=1 - (MARGIN + SCALE) / width,
-        top=1 - (MARGIN + TOP) / height,
-        bottom=(MARGIN + BOTTOM) / height,
-        wspace=gap * len(columns) / sum(columns),
-        hspace=ROW_GAP / PANEL,
-    )
+    figure, grid = _figure_with_grid(len(images), len(names))
     for n, image in enumerate(images):
         _draw_digit(figure.add_subplot(grid[0, 3 * n + 1 : 3 * n + 3]), image[0])
     for row, name in enumerate(names, start=1):
@@ -79,10 +64,37 @@ def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
             _draw_bars(panels, values[name])
         if row == 1:
             _draw_headings(panels)
+    width, height = figure.get_size_inches()
     left = MARGIN / width
     figure.text(left, 1 - MARGIN / height, TITLE, fontsize=15, weight="bold", va="top")
     figure.text(left, MARGIN / height, CAPTION, fontsize=10, color=GREY, va="bottom", linespacing=1.35)
     return png(figure)
+
+
+def _figure_with_grid(digits: int, blocks: int) -> tuple[Figure, GridSpec]:
+    """Return an empty figure and its grid, with a row for the digits and one for each block.
+
+    The columns are the names, then for each digit two panels and a gap, then the scales.
+    """
+    from matplotlib.figure import Figure
+
+    columns = [NAME, *[PANEL, PANEL, PAIR_GAP] * digits, 0.13]
+    gap = 0.07   # between columns
+    width = 2 * MARGIN + sum(columns) + gap * (len(columns) - 1) + SCALE
+    height = 2 * MARGIN + TOP + BOTTOM + (1 + blocks) * (PANEL + ROW_GAP)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    grid = figure.add_gridspec(
+        1 + blocks,
+        len(columns),
+        width_ratios=columns,
+        left=MARGIN / width,
+        right=1 - (MARGIN + SCALE) / width,
+        top=1 - (MARGIN + TOP) / height,
+        bottom=(MARGIN + BOTTOM) / height,
+        wspace=gap * len(columns) / sum(columns),
+        hspace=ROW_GAP / PANEL,
+    )
+    return figure, grid
 
 
 def _flatten(a: Array) -> Array:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,24 +86,13 @@ class Folder:
         labels: Labels | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(pairs, (str, Path)):
-            got = f"a path, {pairs}: attzoo.train.files.find returns those of a folder"
-            raise TypeError(f"expected pairs of the paths of an image and its mask, got {got}")
-        if not pairs:
-            fix = "attzoo.train.files.find returns those of a folder"
-            raise ValueError(f"expected at least one pair (image, mask) in the argument `pairs`, got none: {fix}")
+        _check_pairs(pairs)
         check_type(labels)
         self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
         self.preparation = preparation or Preparation()
         self.flip = contract.flag("flip", flip)
         self.labels = labels
-        classes = len(labels.values) if labels and classes is None else classes
-        self.classes = None if classes is None else contract.integer("classes", classes)
-        if self.classes and self.classes > IGNORE:
-            raise ValueError(f"classes must be <= {IGNORE}, because masks ignore the value {IGNORE}, got {classes}")
-        if classes == 1:
-            fix = f"set --classes 2 or more, or for masks of 0 and {IGNORE} --labels 0,{IGNORE}"
-            raise ValueError(f"expected at least two classes, got one: {fix}")
+        self.classes = _checked_classes(len(labels.values) if labels and classes is None else classes)
         self.seed = contract.integer("seed", seed, 0)
         sources, self.geometries = describe_pairs(self.pairs)
         images = [(image, source.image_dtype) for (image, _), source in zip(self.pairs, sources, strict=True)]
@@ -190,3 +179,25 @@ class Folder:
         flips.set_random_state(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
         sample = flips({"image": image, "mask": mask[None]})
         return np.array(sample["image"]), np.array(sample["mask"][0])
+
+
+def _check_pairs(pairs: Any) -> None:
+    """Raise TypeError or ValueError unless `pairs` is a sequence with at least one pair of paths."""
+    fix = "attzoo.train.files.find returns those of a folder"
+    if isinstance(pairs, (str, Path)):
+        raise TypeError(f"expected pairs of the paths of an image and its mask, got a path, {pairs}: {fix}")
+    if not pairs:
+        raise ValueError(f"expected at least one pair (image, mask) in the argument `pairs`, got none: {fix}")
+
+
+def _checked_classes(classes: int | None) -> int | None:
+    """Return the number of classes as int, None if it is not known. Raise TypeError or ValueError unless 2..IGNORE."""
+    if classes is None:
+        return None
+    number = contract.integer("classes", classes)
+    if number > IGNORE:
+        raise ValueError(f"classes must be <= {IGNORE}, because masks ignore the value {IGNORE}, got {classes}")
+    if number == 1:
+        fix = f"set --classes 2 or more, or for masks of 0 and {IGNORE} --labels 0,{IGNORE}"
+        raise ValueError(f"expected at least two classes, got one: {fix}")
+    return number

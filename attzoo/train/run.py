@@ -89,10 +89,7 @@ def train(
         run = _open_run(out, settings, resume, is_first=rank == 0)   # errors in settings before reading the data
         training, validation = datasets(settings)
         loader, validation_loader = _loaders(settings, training, validation, workers, rank, world_size)
-        steps = len(loader) // settings.accumulate * settings.accumulate
-        if not steps:
-            fix = f"{len(loader)} in an epoch: set a smaller --accumulate or --batch"
-            raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {fix}")
+        steps = _steps_per_epoch(loader, settings.accumulate)
         classes = training.classes or 0
         trainer = backend.Trainer(settings, network(settings, training.channels, classes), classes)
         _restore(run, out, trainer, classes, basis_of(trainer, training, validation))
@@ -106,10 +103,7 @@ def train(
                 row = _run_epoch(trainer, settings, epoch, batches, validation_batches, report_progress)
                 run.history.append(row)
                 run.arrays = trainer.state()
-                if not all(
-                    np.isfinite(array).all() for name, array in run.arrays.items() if name.startswith("network.")
-                ):
-                    raise Diverged(_divergence_message("finite weights, got weights that are not finite after", epoch))
+                _check_finite(run, epoch)
                 if rank == 0:
                     _save_epoch(run, trainer.network, out)
                     if add_events:
@@ -132,6 +126,15 @@ def _loaders(
     pin = settings.backend == "torch"
     loader = Loader(training, batches, workers, pin)
     return loader, Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **options), workers, pin)
+
+
+def _steps_per_epoch(loader: Loader, accumulate: int) -> int:
+    """Return the number of batches used in an epoch, a multiple of `accumulate`. Raise ValueError if it is 0."""
+    steps = len(loader) // accumulate * accumulate
+    if not steps:
+        fix = f"{len(loader)} in an epoch: set a smaller --accumulate or --batch"
+        raise ValueError(f"expected at least {accumulate} batches to accumulate, got {fix}")
+    return steps
 
 
 def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:
@@ -184,6 +187,13 @@ def _run_epoch(
     row = report.row(epoch + 1, rate, loss, training_counts, trainer.pop_confusion(), seconds)
     report_progress(epoch, None, row)
     return row
+
+
+def _check_finite(run: State, epoch: int) -> None:
+    """Raise Diverged if a weight of the network in `run` is nan or infinite after an epoch."""
+    weights = (array for name, array in run.arrays.items() if name.startswith("network."))
+    if not all(np.isfinite(array).all() for array in weights):
+        raise Diverged(_divergence_message("finite weights, got weights that are not finite after", epoch))
 
 
 def _divergence_message(problem: str, epoch: int) -> str:
