@@ -294,7 +294,7 @@ def test_wrong_arguments_raise_before_a_folder_is_made(tmp_path, arguments, mess
 @pytest.mark.parametrize("package", ["rich", "sklearn", "matplotlib", "torch", "keras"])
 def test_a_missing_package_raises_with_the_install_command(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    for folder in ("demo", "ops"):   # modules that are loaded already would not import the package again
+    for folder in ("demo", "ops", "ops.common"):   # modules that are loaded already would not import the package again
         monkeypatch.delitem(sys.modules, f"attzoo.{folder}.{package}", raising=False)
     with pytest.raises(ModuleNotFoundError, match=rf'{package} is not installed.*-e "\.\[demo\]" in a clone'):
         run.demo(tmp_path)
