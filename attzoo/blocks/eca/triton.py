@@ -76,24 +76,24 @@ def channels_unexcite_kernel(
         for j in range(0, K):
             total = tl.zeros([CC], REAL)
             for start in range(0, C, CC):
-                k = start + tl.arange(0, CC)
-                d = slope(parts, saved, n, k, k < C, C, PARTS)
-                neighbour_c, in_bounds = neighbour(k, C, j - K // 2, CIRCULAR)
-                total += d * tl.load(nth(saved, 1, N, C) + n * C + neighbour_c, in_bounds, 0.0)
+                channels = start + tl.arange(0, CC)
+                dq = slope(parts, saved, n, channels, channels < C, C, PARTS)
+                neighbour_c, in_bounds = neighbour(channels, C, j - K // 2, CIRCULAR)
+                total += dq * tl.load(nth(saved, 1, N, C) + n * C + neighbour_c, in_bounds, 0.0)
             tl.store(of_samples + n * K + j, tl.sum(total, 0))
         for start in range(0, C, CC):
-            k = start + tl.arange(0, CC)
+            channels = start + tl.arange(0, CC)
             davg = tl.zeros([CC], REAL)
             for j in range(0, K):
-                neighbour_c, in_bounds = neighbour(k, C, K // 2 - j, CIRCULAR)
+                neighbour_c, in_bounds = neighbour(channels, C, K // 2 - j, CIRCULAR)
                 davg += tl.load(w + j).to(REAL) * slope(parts, saved, n, neighbour_c, in_bounds, C, PARTS)
-            tl.store(grads + n * C + k, davg * scale, k < C)
+            tl.store(grads + n * C + channels, davg * scale, channels < C)
         if is_last(counter + N, N):
             for j in range(0, K):
                 total = tl.zeros([BN], REAL)
                 for start in range(0, N, BN):
-                    m = start + tl.arange(0, BN)
-                    total += tl.load(of_samples + m * K + j, m < N, 0.0, cache_modifier=".cg")
+                    samples = start + tl.arange(0, BN)
+                    total += tl.load(of_samples + samples * K + j, samples < N, 0.0, cache_modifier=".cg")
                 tl.store(dw + j, tl.sum(total, 0).to(dw.dtype.element_ty))
 
 

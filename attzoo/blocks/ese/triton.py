@@ -32,20 +32,20 @@ def excite_kernel(
     One program: coefficients of BC channels of BN samples. The programs of the first channels also write the averages.
     weight (C, C) and bias (C,) or None are those of the block; scale is 1 / number of positions.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
-    n = (i // blocks * BN + tl.arange(0, BN))[:, None]
-    c = i % blocks * BC + tl.arange(0, BC)
+    n = (program // blocks * BN + tl.arange(0, BN))[:, None]
+    c = program % blocks * BC + tl.arange(0, BC)
     z = tl.zeros([BN, BC], REAL)
     for start in range(0, C, BC):
-        k = start + tl.arange(0, BC)
-        column = k[None, :] + tl.zeros([BN, BC], tl.int32)
+        c_in = start + tl.arange(0, BC)
+        column = c_in[None, :] + tl.zeros([BN, BC], tl.int32)
         inside = (n < N) & (column < C)
         average = total_of(parts, n, column, inside, C, PARTS) * scale
-        address = weight + c.to(tl.int64)[None, :] * C + k[:, None]
-        w = tl.load(address, (c < C)[None, :] & (k < C)[:, None], 0.0).to(REAL)
+        address = weight + c.to(tl.int64)[None, :] * C + c_in[:, None]
+        w = tl.load(address, (c < C)[None, :] & (c_in < C)[:, None], 0.0).to(REAL)
         z = multiply_add(average, w, z, PRECISION)
-        if i % blocks == 0:
+        if program % blocks == 0:
             tl.store(nth(saved, 1, N, C) + n * C + column, average, inside)
     if bias is not None:
         z += tl.load(bias + c, c < C, 0.0).to(REAL)[None, :]
@@ -61,23 +61,23 @@ def unexcite_kernel(
     One program: the first for BC channels of BN samples. The programs of the first channels also write the second.
     parts (N, PARTS, C): partial sums of the coefficients' gradient. saved, weight, scale: as in `excite_kernel`.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
-    n = (i // blocks * BN + tl.arange(0, BN))[:, None]
-    k = i % blocks * BC + tl.arange(0, BC)
+    n = (program // blocks * BN + tl.arange(0, BN))[:, None]
+    c_in = program % blocks * BC + tl.arange(0, BC)
     sums = tl.zeros([BN, BC], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         column = c[None, :] + tl.zeros([BN, BC], tl.int32)
         inside = (n < N) & (column < C)
-        d = total_of(parts, n, column, inside, C, PARTS)
-        d = gate_gradient(d, tl.load(saved + n * C + column, inside, 0.0), HARD_SIGMOID)
-        address = weight + c.to(tl.int64)[:, None] * C + k[None, :]
-        w = tl.load(address, (c < C)[:, None] & (k < C)[None, :], 0.0).to(REAL)
-        sums = multiply_add(d, w, sums, PRECISION)
-        if i % blocks == 0:
-            tl.store(nth(grads, 1, N, C) + n * C + column, d, inside)
-    tl.store(grads + n * C + k[None, :], sums * scale, (n < N) & (k < C)[None, :])
+        dz = total_of(parts, n, column, inside, C, PARTS)
+        dz = gate_gradient(dz, tl.load(saved + n * C + column, inside, 0.0), HARD_SIGMOID)
+        address = weight + c.to(tl.int64)[:, None] * C + c_in[None, :]
+        w = tl.load(address, (c < C)[:, None] & (c_in < C)[None, :], 0.0).to(REAL)
+        sums = multiply_add(dz, w, sums, PRECISION)
+        if program % blocks == 0:
+            tl.store(nth(grads, 1, N, C) + n * C + column, dz, inside)
+    tl.store(grads + n * C + c_in[None, :], sums * scale, (n < N) & (c_in < C)[None, :])
 
 
 @triton.jit
@@ -87,21 +87,21 @@ def weights_kernel(saved, grads, dweight, dbias, N, C, BN: tl.constexpr, BC: tl.
     One program: BC x BC weights, summed over all samples. The programs of the first columns also write the bias's.
     saved, grads: as in `unexcite_kernel`.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
-    c = i // blocks * BC + tl.arange(0, BC)
-    k = i % blocks * BC + tl.arange(0, BC)
+    c = program // blocks * BC + tl.arange(0, BC)
+    c_in = program % blocks * BC + tl.arange(0, BC)
     dw = tl.zeros([BC, BC], REAL)
     db = tl.zeros([BC], REAL)
     for start in range(0, N, BN):
         n = (start + tl.arange(0, BN))[:, None]
-        d = tl.load(nth(grads, 1, N, C) + n * C + c[None, :], (n < N) & (c < C)[None, :], 0.0)
-        average = tl.load(nth(saved, 1, N, C) + n * C + k[None, :], (n < N) & (k < C)[None, :], 0.0)
-        dw = multiply_add(tl.trans(d), average, dw, PRECISION)
-        db += tl.sum(d, 0)
-    inside = (c < C)[:, None] & (k < C)[None, :]
-    tl.store(dweight + c.to(tl.int64)[:, None] * C + k[None, :], dw.to(dweight.dtype.element_ty), inside)
-    if dbias is not None and i % blocks == 0:
+        dz = tl.load(nth(grads, 1, N, C) + n * C + c[None, :], (n < N) & (c < C)[None, :], 0.0)
+        average = tl.load(nth(saved, 1, N, C) + n * C + c_in[None, :], (n < N) & (c_in < C)[None, :], 0.0)
+        dw = multiply_add(tl.trans(dz), average, dw, PRECISION)
+        db += tl.sum(dz, 0)
+    inside = (c < C)[:, None] & (c_in < C)[None, :]
+    tl.store(dweight + c.to(tl.int64)[:, None] * C + c_in[None, :], dw.to(dweight.dtype.element_ty), inside)
+    if dbias is not None and program % blocks == 0:
         tl.store(dbias + c, db.to(dbias.dtype.element_ty), c < C)
 
 

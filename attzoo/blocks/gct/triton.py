@@ -41,14 +41,14 @@ def pool_kernel(
     n, c, part = portion(C, PARTS, BC)
     sums = tl.zeros([BC, BS], REAL)
     for step in range(part * STEPS, (part + 1) * STEPS):
-        s = step * BS + tl.arange(0, BS)
-        inside = (c < C)[:, None] & (s < S)[None, :]
-        v = tl.load(x + at(n, c[:, None], s[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
-        v = v.to(REAL)
+        p = step * BS + tl.arange(0, BS)
+        inside = (c < C)[:, None] & (p < S)[None, :]
+        x_tile = tl.load(x + at(n, c[:, None], p[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
+        x_tile = x_tile.to(REAL)
         if L1:
-            sums += tl.abs(v)
+            sums += tl.abs(x_tile)
         else:
-            sums += v * v
+            sums += x_tile * x_tile
     tl.store(parts + (n * PARTS + part) * C + c, tl.sum(sums, 1), c < C)
 
 
@@ -66,10 +66,10 @@ def norm_of(total, epsilon, L1: tl.constexpr):
 def magnitude_of(e, L1: tl.constexpr):
     """Return |e| or e^2, whose mean over channels normalises e."""
     if L1:
-        m = tl.abs(e)
+        magnitude = tl.abs(e)
     else:
-        m = e * e
-    return m
+        magnitude = e * e
+    return magnitude
 
 
 @triton.jit
@@ -129,17 +129,17 @@ def gradients_kernel(
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         norm = tl.load(nth(saved, 1, N, C) + n * C + c, c < C, 1.0)
-        a = tl.load(embedding_weight + c, c < C, 0.0).to(REAL)
-        e = a * norm
+        weight = tl.load(embedding_weight + c, c < C, 0.0).to(REAL)
+        e = weight * norm
         s = tl.load(saved + n * C + c, c < C, 0.0)
         dz = total_of(parts, n, c, c < C, C, PARTS) * s * (2 - s)
         de = dz * tl.load(gating_weight + c, c < C, 0.0).to(REAL) / root
         if L1:
             de += droot / C * sign_of(e)
-            dx = de * a
+            dx = de * weight
         else:
             de += droot / C * (e / root)
-            dx = de * a / norm
+            dx = de * weight / norm
         tl.store(grads + n * C + c, dx, c < C)
         tl.store(nth(grads, 1, N, C) + n * C + c, de * norm, c < C)
         tl.store(nth(grads, 2, N, C) + n * C + c, dz * (e / root), c < C)
@@ -176,12 +176,13 @@ def input_kernel(
     n, c, p = tile_indices(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     offset = at(n, c[:, None], p[None, :], C, S, LAST)
-    v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
-    d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
+    x_tile = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
+    gradient = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if L1:
-        v = sign_of(v)
-    d = d * tl.load(saved + n * C + c, c < C, 0.0)[:, None] + v * tl.load(grads + n * C + c, c < C, 0.0)[:, None]
-    tl.store(dx + offset, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
+        x_tile = sign_of(x_tile)
+    factor = tl.load(grads + n * C + c, c < C, 0.0)[:, None]
+    gradient = gradient * tl.load(saved + n * C + c, c < C, 0.0)[:, None] + x_tile * factor
+    tl.store(dx + offset, gradient.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
 def saved_tensor(x: Tensor, *_: Any) -> Tensor:

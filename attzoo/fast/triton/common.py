@@ -42,16 +42,16 @@ PROGRAMS = 528    # programs that fill a GPU, 4 per multiprocessor of an H200; a
 
 
 @triton.jit
-def at(n, c, s, C, S, LAST: tl.constexpr):
-    """Return the offset of element (n, c, s) in a tensor (N, C, S), in elements; LAST: whether it is channels last.
+def at(n, c, p, C, S, LAST: tl.constexpr):
+    """Return the offset of element (n, c, p) in a tensor (N, C, S), in elements; LAST: whether it is channels last.
 
     The offset of a sample may exceed 2^31, the size of a sample may not.
     """
     start = n.to(tl.int64) * C * S
     if LAST:
-        offset = s * C + c
+        offset = p * C + c
     else:
-        offset = c * S + s
+        offset = c * S + p
     return start + offset
 
 

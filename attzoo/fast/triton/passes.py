@@ -38,34 +38,35 @@ from .tiles import tile as tile
 @triton.jit
 def portion(C, PARTS, BC: tl.constexpr):
     """Return the portion of x of this program: a sample, BC channels, and the index of one of PARTS parts of space."""
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
-    return i // PARTS // blocks, i // PARTS % blocks * BC + tl.arange(0, BC), i % PARTS
+    return program // PARTS // blocks, program // PARTS % blocks * BC + tl.arange(0, BC), program % PARTS
 
 
 @triton.jit
 def pool_portion(
-    x, total, top, n, c, part, C, S, PARTS, STEPS,
+    x, sum_parts, max_parts, n, c, part, C, S, PARTS, STEPS,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write sums over positions of one portion of x into `total` and, unless None, maxima into `top`: (N, PARTS, C).
+    """Write sums over positions of one portion of x into `sum_parts` and, unless None, maxima into `max_parts`.
 
-    The portion has sample n, channels c and positions of `part`, which consists of STEPS tiles of BS positions.
+    Both are (N, PARTS, C). The portion has sample n, channels c and positions of `part`, which consists of STEPS tiles
+    of BS positions.
     """
     sums = tl.zeros([BC, BS], REAL)
     maxima = tl.full([BC, BS], -INFINITY, REAL)
     for step in range(part * STEPS, (part + 1) * STEPS):
-        s = step * BS + tl.arange(0, BS)
-        inside = (c < C)[:, None] & (s < S)[None, :]
-        v = tl.load(x + at(n, c[:, None], s[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
-        v = v.to(REAL)
-        sums += v
-        if top is not None:
-            maxima = larger(maxima, tl.where(inside, v, -INFINITY))
+        p = step * BS + tl.arange(0, BS)
+        inside = (c < C)[:, None] & (p < S)[None, :]
+        x_tile = tl.load(x + at(n, c[:, None], p[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
+        x_tile = x_tile.to(REAL)
+        sums += x_tile
+        if max_parts is not None:
+            maxima = larger(maxima, tl.where(inside, x_tile, -INFINITY))
     offset = (n * PARTS + part) * C + c
-    tl.store(total + offset, tl.sum(sums, 1), c < C)
-    if top is not None:
-        tl.store(top + offset, tl.reduce(maxima, 1, larger), c < C)
+    tl.store(sum_parts + offset, tl.sum(sums, 1), c < C)
+    if max_parts is not None:
+        tl.store(max_parts + offset, tl.reduce(maxima, 1, larger), c < C)
 
 
 @triton.jit
@@ -152,8 +153,8 @@ def scale_kernel(
     If q is given, a map before its norm, t is computed from it, and written by the programs of the first channels.
     Programs run from the end of x, which the pass before read last and may still be cached.
     """
-    i = tl.num_programs(0) - 1 - tl.program_id(0)
-    n, c, p = tile_indices(i, C, S, BC, BS)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    n, c, p = tile_indices(program, C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     offset = at(n, c[:, None], p[None, :], C, S, LAST)
     z = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
@@ -163,7 +164,7 @@ def scale_kernel(
         position_offset = n.to(tl.int64) * S + p
         if q is not None:
             a = tl.sigmoid(apply_norm(tl.load(q + position_offset, p < S, 0.0), statistics, norm_scale, norm_shift))
-            if i // tl.cdiv(S, BS) % tl.cdiv(C, BC) == 0:
+            if program // tl.cdiv(S, BS) % tl.cdiv(C, BC) == 0:
                 tl.store(t + position_offset, a, p < S)
         else:
             a = tl.load(t + position_offset, p < S, 0.0)

@@ -75,7 +75,7 @@ def position_gradients_kernel(
     """
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     position_offset = n.to(tl.int64) * S + p
-    top = tl.load(maps + position_offset + (n + 1).to(tl.int64) * S, p < S, 0.0)
+    maximum = tl.load(maps + position_offset + (n + 1).to(tl.int64) * S, p < S, 0.0)
     sums = tl.zeros([BC, BS], REAL)
     count = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
@@ -83,19 +83,19 @@ def position_gradients_kernel(
         inside = (c < C)[:, None] & (p < S)[None, :]
         offset = at(n, c[:, None], p[None, :], C, S, LAST)
         z = tl.load(x + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        dy_tile = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if s is not None:
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
-        sums += d * z
-        count += tl.where(inside & (z == top[None, :]), 1.0, 0.0)
+        sums += dy_tile * z
+        count += tl.where(inside & (z == maximum[None, :]), 1.0, 0.0)
     a = tl.load(t + position_offset, p < S, 0.0)
     gradient = tl.sum(sums, 0) * a * (1 - a)
     tl.store(dq + position_offset, gradient, p < S)
     tl.store(ties + position_offset, tl.sum(count, 0), p < S)
     if q is not None:
-        i, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + position_offset, p < S, 0.0)
+        program, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + position_offset, p < S, 0.0)
         add_gradient_sums(
-            gradient, norm_input, p < S, i, programs, parts, counter, statistics, norm_sums, dscale, dshift
+            gradient, norm_input, p < S, program, programs, parts, counter, statistics, norm_sums, dscale, dshift
         )
 
 
@@ -126,49 +126,50 @@ def position_gradients(
 
 
 @triton.jit
-def product_gradient(n, d, z, t, maps, dmaps, p, S):
-    """Return a tile (BC, BS) of the gradient of z = x * s, from tiles d of the gradient of y and z of x * s.
+def product_gradient(n, gradient, z, t, maps, dmaps, p, S):
+    """Return a tile (BC, BS) of the gradient of z = x * s, from tiles of the gradient of y and of x * s.
 
     The tile is at sample n and positions p. t (N, S), maps and their gradient dmaps (N, 2, S) are those of `Map`.
     """
     position_offset = n.to(tl.int64) * S + p
     map_offset = position_offset + n.to(tl.int64) * S
-    d = d * tl.load(t + position_offset, p < S, 0.0)[None, :] + tl.load(dmaps + map_offset, p < S, 0.0)[None, :]
-    top = tl.load(maps + map_offset + S, p < S, 0.0)
+    gradient = gradient * tl.load(t + position_offset, p < S, 0.0)[None, :]
+    gradient = gradient + tl.load(dmaps + map_offset, p < S, 0.0)[None, :]
+    maximum = tl.load(maps + map_offset + S, p < S, 0.0)
     share = tl.load(dmaps + map_offset + S, p < S, 0.0)
-    return tl.where(z == top[None, :], d + share[None, :], d)
+    return tl.where(z == maximum[None, :], gradient + share[None, :], gradient)
 
 
 @triton.jit
 def channels_portion(
-    x, dy, s, t, maps, dmaps, top, ds, ties, n, c, part, C, S, PARTS, STEPS,
+    x, dy, s, t, maps, dmaps, maxima, ds, ties, n, c, part, C, S, PARTS, STEPS,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write the part of one portion in the gradient of s and, unless top is None, in the ties: (N, PARTS, C) each.
+    """Write the part of one portion in the gradient of s and, unless `maxima` is None, in the ties: (N, PARTS, C) each.
 
-    They are written into `ds` and `ties`. Ties are the numbers of positions that equal the maximum `top`, (N, C). The
-    portion has sample n, channels c and positions of `part`. t, maps and dmaps are those of `Map`; t is None for y = x
-    * s.
+    They are written into `ds` and `ties`. Ties are the numbers of positions that equal the maximum over space, which is
+    in `maxima`, (N, C). The portion has sample n, channels c and positions of `part`. t, maps and dmaps are those of
+    `Map`; t is None for y = x * s.
     """
-    factor = tl.load(s + n * C + c, c < C, 0.0)
+    s_tile = tl.load(s + n * C + c, c < C, 0.0)
     sums = tl.zeros([BC, BS], REAL)
     count = tl.zeros([BC, BS], REAL)
-    if top is not None:
-        maximum = tl.load(top + n * C + c, c < C, 0.0)
+    if maxima is not None:
+        maximum = tl.load(maxima + n * C + c, c < C, 0.0)
     for step in range(part * STEPS, (part + 1) * STEPS):
         p = step * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (p < S)[None, :]
         offset = at(n, c[:, None], p[None, :], C, S, LAST)
-        v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        x_tile = tl.load(x + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        gradient = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if t is not None:
-            d = product_gradient(n, d, v * factor[:, None], t, maps, dmaps, p, S)
-        sums += tl.where(inside, d * v, 0.0)
-        if top is not None:
-            count += tl.where(inside & (v == maximum[:, None]), 1.0, 0.0)
+            gradient = product_gradient(n, gradient, x_tile * s_tile[:, None], t, maps, dmaps, p, S)
+        sums += tl.where(inside, gradient * x_tile, 0.0)
+        if maxima is not None:
+            count += tl.where(inside & (x_tile == maximum[:, None]), 1.0, 0.0)
     offset = (n * PARTS + part) * C + c
     tl.store(ds + offset, tl.sum(sums, 1), c < C)
-    if top is not None:
+    if maxima is not None:
         tl.store(ties + offset, tl.sum(count, 1), c < C)
 
 
@@ -183,8 +184,10 @@ def channels_kernel(
     """
     n, c, part = portion(C, PARTS, BC)
     if MAXIMA:
-        top, ties = nth(saved, 2, N, C), nth(parts, 1, N * PARTS, C)
-        channels_portion(x, dy, saved, t, maps, dmaps, top, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+        maxima, ties = nth(saved, 2, N, C), nth(parts, 1, N * PARTS, C)
+        channels_portion(
+            x, dy, saved, t, maps, dmaps, maxima, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS
+        )
     else:
         channels_portion(x, dy, saved, t, maps, dmaps, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
 
@@ -216,22 +219,23 @@ def input_kernel(
     n, c, p = tile_indices(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     offset = at(n, c[:, None], p[None, :], C, S, LAST)
-    d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
+    gradient = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if saved is not None:
-        factor = tl.load(saved + n * C + c, c < C, 0.0)[:, None]
+        s_tile = tl.load(saved + n * C + c, c < C, 0.0)[:, None]
     if (t is not None) or MAXIMA:
-        v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
+        x_tile = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if t is not None:
-        z = v
+        z = x_tile
         if saved is not None:
-            z = v * factor
-        d = product_gradient(n, d, z, t, maps, dmaps, p, S)
+            z = x_tile * s_tile
+        gradient = product_gradient(n, gradient, z, t, maps, dmaps, p, S)
     if saved is not None:
-        d = d * factor + tl.load(pool_grads + n * C + c, c < C, 0.0)[:, None]
+        gradient = gradient * s_tile + tl.load(pool_grads + n * C + c, c < C, 0.0)[:, None]
     if MAXIMA:
         maximum = tl.load(nth(saved, 2, N, C) + n * C + c, c < C, 0.0)[:, None]
-        d = tl.where(v == maximum, d + tl.load(nth(pool_grads, 1, N, C) + n * C + c, c < C, 0.0)[:, None], d)
-    tl.store(dx + offset, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
+        share = tl.load(nth(pool_grads, 1, N, C) + n * C + c, c < C, 0.0)[:, None]
+        gradient = tl.where(x_tile == maximum, gradient + share, gradient)
+    tl.store(dx + offset, gradient.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
 def to_input(

@@ -153,15 +153,16 @@ def pool_excite_kernel(
         avg_units = tl.zeros([BR], REAL)
         max_units = tl.zeros([BR], REAL)
         for start in range(0, C, CC):
-            k = start + tl.arange(0, CC)
-            w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
-            a = total_of(parts, n, k, k < C, C, PARTS) * scale
-            tl.store(nth(saved, 1, N, C) + n * C + k, a, k < C)
-            avg_units += tl.sum(w * a[None, :], 1)
+            channels = start + tl.arange(0, CC)
+            in_layer = (r < R)[:, None] & (channels < C)[None, :]
+            w = tl.load(w1 + r[:, None] * C + channels[None, :], in_layer, 0.0).to(REAL)
+            avg = total_of(parts, n, channels, channels < C, C, PARTS) * scale
+            tl.store(nth(saved, 1, N, C) + n * C + channels, avg, channels < C)
+            avg_units += tl.sum(w * avg[None, :], 1)
             if MAXIMA:
-                m = largest_of(maxima_parts, n, k, k < C, C, PARTS)
-                tl.store(nth(saved, 2, N, C) + n * C + k, m, k < C)
-                max_units += tl.sum(w * m[None, :], 1)
+                maximum = largest_of(maxima_parts, n, channels, channels < C, C, PARTS)
+                tl.store(nth(saved, 2, N, C) + n * C + channels, maximum, channels < C)
+                max_units += tl.sum(w * maximum[None, :], 1)
         if b1 is not None:
             bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
             avg_units += bias
@@ -173,12 +174,13 @@ def pool_excite_kernel(
             tl.store(hidden + R, max_units, r < R)
             h += tl.where(r < R, act_of(max_units, ACT), 0.0)
         for start in range(0, C, CC):
-            k = start + tl.arange(0, CC)
-            w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
+            channels = start + tl.arange(0, CC)
+            in_layer = (channels < C)[:, None] & (r < R)[None, :]
+            w = tl.load(w2 + channels[:, None] * R + r[None, :], in_layer, 0.0).to(REAL)
             z = tl.sum(w * h[None, :], 1)
             if b2 is not None:
-                z += (1 + MAXIMA) * tl.load(b2 + k, k < C, 0.0).to(REAL)
-            tl.store(saved + n * C + k, gate_of(z, HARD_SIGMOID), k < C)
+                z += (1 + MAXIMA) * tl.load(b2 + channels, channels < C, 0.0).to(REAL)
+            tl.store(saved + n * C + channels, gate_of(z, HARD_SIGMOID), channels < C)
 
 
 @triton.jit
@@ -190,26 +192,26 @@ def squeeze_kernel(
 
     One program: BR hidden units of BN samples. The programs of the first units also write the pools. `scale` is 1 / S.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
-    n = (i // blocks * BN + tl.arange(0, BN))[:, None]
-    r = i % blocks * BR + tl.arange(0, BR)
+    n = (program // blocks * BN + tl.arange(0, BN))[:, None]
+    r = program % blocks * BR + tl.arange(0, BR)
     avg_units = tl.zeros([BN, BR], REAL)
     max_units = tl.zeros([BN, BR], REAL)
     for start in range(0, C, BC):
         c = (start + tl.arange(0, BC))[None, :] + tl.zeros([BN, BC], tl.int32)
         inside = (n < N) & (c < C)
-        k = start + tl.arange(0, BC)
-        w = tl.load(w1 + r[None, :] * C + k[:, None], (r < R)[None, :] & (k < C)[:, None], 0.0).to(REAL)
-        a = total_of(parts, n, c, inside, C, PARTS) * scale
-        avg_units = multiply_add(a, w, avg_units, PRECISION)
-        if i % blocks == 0:
-            tl.store(nth(saved, 1, N, C) + n * C + c, a, inside)
+        channels = start + tl.arange(0, BC)
+        w = tl.load(w1 + r[None, :] * C + channels[:, None], (r < R)[None, :] & (channels < C)[:, None], 0.0).to(REAL)
+        avg = total_of(parts, n, c, inside, C, PARTS) * scale
+        avg_units = multiply_add(avg, w, avg_units, PRECISION)
+        if program % blocks == 0:
+            tl.store(nth(saved, 1, N, C) + n * C + c, avg, inside)
         if MAXIMA:
-            m = largest_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
-            max_units = multiply_add(m, w, max_units, PRECISION)
-            if i % blocks == 0:
-                tl.store(nth(saved, 2, N, C) + n * C + c, m, inside)
+            maximum = largest_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
+            max_units = multiply_add(maximum, w, max_units, PRECISION)
+            if program % blocks == 0:
+                tl.store(nth(saved, 2, N, C) + n * C + c, maximum, inside)
     inside = (n < N) & (r < R)[None, :]
     bias = tl.zeros([BR], REAL)
     if b1 is not None:
@@ -230,10 +232,10 @@ def excite_kernel(
 
     One program: BC channels of BN samples. Hidden units of the branches are added first, as the layer is linear.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
-    n = (i // blocks * BN + tl.arange(0, BN))[:, None]
-    c = i % blocks * BC + tl.arange(0, BC)
+    n = (program // blocks * BN + tl.arange(0, BN))[:, None]
+    c = program % blocks * BC + tl.arange(0, BC)
     z = tl.zeros([BN, BC], REAL)
     for start in range(0, R, BR):
         r = start + tl.arange(0, BR)

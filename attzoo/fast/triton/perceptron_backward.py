@@ -14,26 +14,26 @@ from .perceptron import PRECISION, WIDE, Layers, hidden_of, is_small, small_tile
 
 
 @triton.jit
-def gate_gradient(d, y, HARD_SIGMOID: tl.constexpr):
-    """Return the gradient of the gate's input, from the gradient d of its output y."""
+def gate_gradient(dy, y, HARD_SIGMOID: tl.constexpr):
+    """Return the gradient of the gate's input, from the gradient dy of its output y."""
     if HARD_SIGMOID:
-        d = tl.where((y <= 0) | (y >= 1), 0.0, d / 6)   # in this order, so that NaN propagates
+        dy = tl.where((y <= 0) | (y >= 1), 0.0, dy / 6)   # in this order, so that NaN propagates
     else:
-        d = d * y * (1 - y)
-    return d
+        dy = dy * y * (1 - y)
+    return dy
 
 
 @triton.jit
-def act_gradient(d, u, ACT: tl.constexpr):
-    """Return the gradient of hidden units u before the activation, from the gradient d of their activations."""
+def act_gradient(dh, u, ACT: tl.constexpr):
+    """Return the gradient of hidden units u before the activation, from the gradient dh of their activations."""
     if ACT == "silu":
-        s = tl.sigmoid(u)
-        d = d * (s * (1 + u * (1 - s)))
+        sigmoid = tl.sigmoid(u)
+        dh = dh * (sigmoid * (1 + u * (1 - sigmoid)))
     elif ACT == "hard_swish":
-        d = tl.where(u <= -3, 0.0, tl.where(u >= 3, d, d * (u / 3 + 0.5)))   # comparisons are false for NaN
+        dh = tl.where(u <= -3, 0.0, tl.where(u >= 3, dh, dh * (u / 3 + 0.5)))   # comparisons are false for NaN
     else:
-        d = tl.where(u <= 0, 0.0, d)
-    return d
+        dh = tl.where(u <= 0, 0.0, dh)
+    return dh
 
 
 @triton.jit
@@ -49,10 +49,10 @@ def channels_unexcite_kernel(
     """
     n, c, part = portion(C, PARTS, BC)
     ties = nth(parts, 1, N * PARTS, C)
-    top = nth(saved, 2, N, C)
+    maxima = nth(saved, 2, N, C)
     if MAXIMA:
         passes_backward.channels_portion(
-            x, dy, saved, t, maps, dmaps, top, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS
+            x, dy, saved, t, maps, dmaps, maxima, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS
         )
     else:
         passes_backward.channels_portion(
@@ -62,12 +62,13 @@ def channels_unexcite_kernel(
         r = tl.arange(0, BR)
         dh = tl.zeros([BR], REAL)
         for start in range(0, C, CC):
-            k = start + tl.arange(0, CC)
-            d = total_of(parts, n, k, k < C, C, PARTS)
-            d = gate_gradient(d, tl.load(saved + n * C + k, k < C, 0.0), HARD_SIGMOID)
-            tl.store(nth(grads, 1 + MAXIMA, N, C) + n * C + k, d, k < C)
-            w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
-            dh += tl.sum(w * d[:, None], 0)
+            channels = start + tl.arange(0, CC)
+            dz = total_of(parts, n, channels, channels < C, C, PARTS)
+            dz = gate_gradient(dz, tl.load(saved + n * C + channels, channels < C, 0.0), HARD_SIGMOID)
+            tl.store(nth(grads, 1 + MAXIMA, N, C) + n * C + channels, dz, channels < C)
+            in_layer = (channels < C)[:, None] & (r < R)[None, :]
+            w = tl.load(w2 + channels[:, None] * R + r[None, :], in_layer, 0.0).to(REAL)
+            dh += tl.sum(w * dz[:, None], 0)
         hidden = (2 + MAXIMA) * (tl.full([], N, tl.int64) * C) + n.to(tl.int64) * (1 + MAXIMA) * R + r
         davg = act_gradient(dh, tl.load(saved + hidden, r < R, 0.0), ACT)
         tl.store(grads + hidden, davg, r < R)
@@ -76,12 +77,13 @@ def channels_unexcite_kernel(
             dmax = act_gradient(dh, tl.load(saved + hidden + R, r < R, 0.0), ACT)
             tl.store(grads + hidden + R, dmax, r < R)
         for start in range(0, C, CC):
-            k = start + tl.arange(0, CC)
-            w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
-            tl.store(grads + n * C + k, tl.sum(w * davg[:, None], 0) * scale, k < C)
+            channels = start + tl.arange(0, CC)
+            in_layer = (r < R)[:, None] & (channels < C)[None, :]
+            w = tl.load(w1 + r[:, None] * C + channels[None, :], in_layer, 0.0).to(REAL)
+            tl.store(grads + n * C + channels, tl.sum(w * davg[:, None], 0) * scale, channels < C)
             if MAXIMA:
-                count = tl.where(k < C, total_of(ties, n, k, k < C, C, PARTS), 1.0)
-                tl.store(nth(grads, 1, N, C) + n * C + k, tl.sum(w * dmax[:, None], 0) / count, k < C)
+                count = tl.where(channels < C, total_of(ties, n, channels, channels < C, C, PARTS), 1.0)
+                tl.store(nth(grads, 1, N, C) + n * C + channels, tl.sum(w * dmax[:, None], 0) / count, channels < C)
 
 
 @triton.jit
@@ -95,21 +97,21 @@ def unexcite_kernel(
     For large layers. One program: BR hidden units of BN samples. The programs of the first units also write the
     gradient of the gate's input.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
-    n = (i // blocks * BN + tl.arange(0, BN))[:, None]
-    r = i % blocks * BR + tl.arange(0, BR)
+    n = (program // blocks * BN + tl.arange(0, BN))[:, None]
+    r = program % blocks * BR + tl.arange(0, BR)
     dh = tl.zeros([BN, BR], REAL)
     for start in range(0, C, BC):
         c = (start + tl.arange(0, BC))[None, :] + tl.zeros([BN, BC], tl.int32)
-        k = start + tl.arange(0, BC)
+        channels = start + tl.arange(0, BC)
         inside = (n < N) & (c < C)
-        d = total_of(parts, n, c, inside, C, PARTS)
-        d = gate_gradient(d, tl.load(saved + n * C + c, inside, 0.0), HARD_SIGMOID)
-        w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
-        dh = multiply_add(d, w, dh, PRECISION)
-        if i % blocks == 0:
-            tl.store(nth(grads, 1 + MAXIMA, N, C) + n * C + c, d, inside)
+        dz = total_of(parts, n, c, inside, C, PARTS)
+        dz = gate_gradient(dz, tl.load(saved + n * C + c, inside, 0.0), HARD_SIGMOID)
+        w = tl.load(w2 + channels[:, None] * R + r[None, :], (channels < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
+        dh = multiply_add(dz, w, dh, PRECISION)
+        if program % blocks == 0:
+            tl.store(nth(grads, 1 + MAXIMA, N, C) + n * C + c, dz, inside)
     inside = (n < N) & (r < R)[None, :]
     for branch in tl.static_range(1 + MAXIMA):
         first_unit = (2 + MAXIMA) * (tl.full([], N, tl.int64) * C) + (n.to(tl.int64) * (1 + MAXIMA) + branch) * R
@@ -126,18 +128,18 @@ def unsqueeze_kernel(
 
     One program: BC channels of BN samples. `scale` is 1 / S.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
-    n = (i // blocks * BN + tl.arange(0, BN))[:, None]
-    k = i % blocks * BC + tl.arange(0, BC)
-    c = k[None, :] + tl.zeros([BN, BC], tl.int32)
+    n = (program // blocks * BN + tl.arange(0, BN))[:, None]
+    channels = program % blocks * BC + tl.arange(0, BC)
+    c = channels[None, :] + tl.zeros([BN, BC], tl.int32)
     inside = (n < N) & (c < C)
     davg = tl.zeros([BN, BC], REAL)
     dmax = tl.zeros([BN, BC], REAL)
     for start in range(0, R, BR):
         r = start + tl.arange(0, BR)
         in_layer = (n < N) & (r < R)[None, :]
-        w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
+        w = tl.load(w1 + r[:, None] * C + channels[None, :], (r < R)[:, None] & (channels < C)[None, :], 0.0).to(REAL)
         dhidden = nth(grads, 2 + MAXIMA, N, C) + n.to(tl.int64) * (1 + MAXIMA) * R + r[None, :]
         davg = multiply_add(tl.load(dhidden, in_layer, 0.0), w, davg, PRECISION)
         if MAXIMA:
