@@ -38,7 +38,7 @@ def device_ignored(patch):
 
 
 def sums_in_float16(patch):
-    """Sum 65,536 pixels of 100, which exceeds the maximum of float16 a hundred times."""
+    """Sum 65,536 pixels of 50, which exceeds the maximum of float16 fifty times."""
     patch.setattr(torch_ops, "avg_pool", lambda x: x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
 
 

@@ -12,12 +12,21 @@ import numpy as np
 
 from .. import registry
 from ..adapters.keras import to_array, to_tensor
-from ..contract import Array
+from ..contract import Array, Spec
 from ..ops.keras import keras
 from ..portable import load_weights, weights
 from .case import EPS, Case
 from .compare import EXPORT_TOLERANCE, HALF_TOLERANCE, ensure, within
 from .oracle import attention_results, expected_and_condition
+
+
+def spreads_nonfinite(spec: Spec) -> bool:
+    """Whether a NaN or an infinity in one channel makes other channels NaN: with convolutions of each channel on JAX.
+
+    On a CPU, XLA computes these as convolutions of all channels whose other weights are 0, and 0 * infinity is NaN.
+    """
+    shapes = [weight.shape for weight in spec.weights.values() if len(weight.shape) > 2]
+    return keras.backend.backend() == "jax" and any(shape[:2] == (spec.channels, 1) for shape in shapes)
 
 
 def mixed_precision(case: Case, backend: str) -> float:

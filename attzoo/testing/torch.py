@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +68,7 @@ def export(case: Case, backend: str) -> float:
 
     Return error / tolerance.
     """
-    block, x = _float32_block(case)
+    block, x = _float32_block(_larger(case))
     program = torch.export.export(block, tuple(x), dynamic_shapes=_dynamic(x)).module()
     return _same_at_other_sizes(block, x, program)
 
@@ -79,7 +80,7 @@ def onnx(case: Case, backend: str) -> float:
     """
     import onnxruntime
 
-    block, x = _float32_block(case)
+    block, x = _float32_block(_larger(case))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")   # deprecations inside the exporter
         file = Path(folder) / "block.onnx"
@@ -115,6 +116,14 @@ def _float32_block(case: Case) -> tuple[Any, list[Tensor]]:
     """Return the block of the case in float32 and eval mode, and its inputs."""
     block = case.block("torch").float().eval()
     return block, [torch.from_numpy(x).float() for x in case.inputs()]
+
+
+def _larger(case: Case) -> Case:
+    """Return the case with inputs that are 8 pixels larger along each spatial axis, for exports.
+
+    If a map inside a block had one pixel, a program of torch.export would be valid for such inputs only.
+    """
+    return replace(case, shapes=tuple((*shape[:2], *(size + 8 for size in shape[2:])) for shape in case.shapes))
 
 
 def _dynamic(xs: list[Tensor]) -> tuple[dict[int, Any], ...]:

@@ -11,7 +11,9 @@ axis first: `local1`, `local2`, then `dilated1`, `dilated2` in 2-D.
 
 Use it as the attention of a convolutional network that has large windows in place of self-attention. Its authors put it
 between two 1x1 convolutions. The coefficients have no sigmoid: they may be negative or above 1. In a trained network,
-attach it with start="identity".
+attach it with start="identity". In Keras on JAX on a CPU, one infinite value of x makes all channels of the pixels in
+its window NaN; on other backends, some of these values are infinite. XLA computes the convolutions of each channel with
+weights of 0 for the other channels there, and 0 * infinity is NaN.
 
 Source: Guo, Lu, Liu, Cheng, Hu, "Visual Attention Network", Computational Visual Media 2023, arXiv:2202.09741;
 code Visual-Attention-Network/VAN-Classification@e19779b, models/van.py, LKA. Lau, Po, Rehman, "Large Separable Kernel
