@@ -66,7 +66,7 @@ def arrays_from(
             have, or a tensor without values.
 
     """
-    blocks = stored_blocks(state, spec, layouts)
+    blocks = stored_blocks(state, spec, layouts) if spec.weights else [StoredBlock("", layouts[0])]
     _check_supported(state, [block.prefix for block in blocks], unsupported)
     if len(blocks) > 1:
         fix = f"give those whose keys begin with {blocks[0].prefix!r}, for example"

@@ -117,6 +117,12 @@ def _states(
     """Return the part of a state dict for each block: by path if the state dict has any of the paths, or by order."""
     if len(parts) == 1 and not parts[0].path:
         return [PartState(state, "", "path")]
+    pairs = [(part, options) for part, options in zip(parts, layouts, strict=True) if part.spec.weights]
+    if len(pairs) < len(parts):   # the others have no arrays
+        states = iter(_states([part for part, _ in pairs], [options for _, options in pairs], state, source))
+        return [next(states) if part.spec.weights else PartState({}, part.path, "path") for part in parts]
+    if not parts:
+        return []
     outer = _outer_prefix(parts, state)
     by_path = [_state_at(part.path, outer, options, state) for part, options in zip(parts, layouts, strict=True)]
     if not any(stored.state for stored in by_path):
