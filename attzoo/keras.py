@@ -13,6 +13,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.ese.keras import ESE as ESE
     from .blocks.gc.keras import GC as GC
     from .blocks.gct.keras import GCT as GCT
+    from .blocks.ge.keras import GE as GE
     from .blocks.lka.keras import LKA as LKA
     from .blocks.mlca.keras import MLCA as MLCA
     from .blocks.scse.keras import SCSE as SCSE

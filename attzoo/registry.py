@@ -42,6 +42,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "simam": "attzoo.blocks.simam:SimAM",
     "triplet_attention": "attzoo.blocks.triplet_attention:TripletAttention",
     "mlca": "attzoo.blocks.mlca:MLCA",
+    "ge": "attzoo.blocks.ge:GE",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`
     "unet": "attzoo.unet:UNet",
@@ -50,6 +51,7 @@ ALIASES: Final = {
     "squeeze_excitation": "se",
     "effective_se": "ese",
     "global_context": "gc",
+    "gather_excite": "ge",
     "channel": "channel_attention",
     "spatial": "spatial_attention",
     "additive_gate": "attention_gate",

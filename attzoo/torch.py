@@ -13,6 +13,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.ese.torch import ESE as ESE
     from .blocks.gc.torch import GC as GC
     from .blocks.gct.torch import GCT as GCT
+    from .blocks.ge.torch import GE as GE
     from .blocks.lka.torch import LKA as LKA
     from .blocks.mlca.torch import MLCA as MLCA
     from .blocks.scse.torch import SCSE as SCSE

@@ -41,7 +41,7 @@ def without_matrices(backend: str) -> dict[str, str]:
     """Return, by block, the reason why blocks without linear layers, which the tool of a backend quantizes, fail."""
     linear = "Linear" if backend == "torch" else "Dense"
     layers = {name: _layers(attzoo.info(name).create(8, backend=backend), backend) for name in attzoo.registry.BLOCKS}
-    return {name: NO_MATRIX for name in layers if not any(type(layer).__name__ == linear for layer in layers[name])}
+    return {name: NO_LINEAR for name in layers if not any(type(layer).__name__ == linear for layer in layers[name])}
 
 
 def _layers(block: Any, backend: str) -> list[Any]:
@@ -49,7 +49,7 @@ def _layers(block: Any, backend: str) -> list[Any]:
     return [*block.modules()] if backend == "torch" else block._flatten_layers()
 
 
-NO_MATRIX = "no matrices to quantize"
+NO_LINEAR = "no linear layers"
 
 
 TARGETS = (

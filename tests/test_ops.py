@@ -39,13 +39,14 @@ def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("interpolation", "mode"), [("nearest", "nearest-exact"), ("floor", "nearest")])
 @cheap
 @given(sizes)
-def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
+def test_nearest_resize_equals_modes_of_torch(interpolation, mode, pairs):
     x, size = image(pairs), tuple(new for _, new in pairs)
-    expected = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
-    for actual in (ops.resize(x, size, "nearest", False), resize_in_keras(x, size, "nearest", False),
-                torch_ops.resize(torch.from_numpy(x), size, "nearest", False).numpy()):   # fmt: skip
+    expected = F.interpolate(torch.from_numpy(x), size, mode=mode).numpy()
+    for actual in (ops.resize(x, size, interpolation, False), resize_in_keras(x, size, interpolation, False),
+                torch_ops.resize(torch.from_numpy(x), size, interpolation, False).numpy()):   # fmt: skip
         np.testing.assert_array_equal(actual, expected)
 
 
@@ -521,7 +522,7 @@ def test_cast_to_the_dtype_of_a_tensor():
         assert torch_ops.in_dtype_of(torch.zeros(2, dtype=dtype), torch.ones(3)).dtype == dtype
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "floor"])
 def test_traced_resize_to_the_size_of_its_input_applies_to_other_sizes(interpolation):
     traced = torch.jit.trace(lambda x: torch_ops.resize(x, (4, 4), interpolation, False), torch.rand(1, 1, 4, 4))
     x = torch.rand(1, 1, 8, 6)
@@ -725,6 +726,31 @@ def test_adaptive_avg_pool_of_float16_accumulates_in_float32():
     for result in (in_torch(lambda x: torch_ops.adaptive_avg_pool(x, 1), x), in_keras_):
         assert result.dtype == np.float16
         np.testing.assert_array_equal(result, x[..., :1, :1])
+
+
+@cheap
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(1, 5))
+def test_strided_avg_pool_equals_a_loop_over_windows(shape, stride):
+    x = image([(size, size) for size in shape])
+    x.flat[0] = np.inf   # must not change windows that do not contain it
+    expected = np.empty((*x.shape[:2], *(-(-size // stride) for size in shape)))
+    for position in np.ndindex(expected.shape[2:]):
+        window = tuple(slice(max(0, stride * i - stride + 1), stride * i + stride) for i in position)
+        expected[(..., *position)] = x[(..., *window)].mean(tuple(range(2, x.ndim)))
+    got = keras_ops.strided_avg_pool(keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1)), stride)
+    in_keras_ = np.moveaxis(keras_ops.ops.convert_to_numpy(got), -1, 1)
+    for result in (ops.strided_avg_pool(x, stride), torch_ops.strided_avg_pool(torch.from_numpy(x), stride), in_keras_):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.case35
+def test_strided_avg_pool_of_float16_accumulates_in_float32():
+    """The sum of a window of 1,023 values of 100 is not finite in float16."""
+    x = np.full((1, 1, 2048), 100, np.float16)
+    in_keras_ = in_keras(lambda x: keras_ops.strided_avg_pool(x, 512), x)
+    for result in (in_torch(lambda x: torch_ops.strided_avg_pool(x, 512), x), in_keras_):
+        assert result.dtype == np.float16
+        np.testing.assert_array_equal(result, x[..., :4])
 
 
 def test_reinitialized_kernel_is_orthogonal():

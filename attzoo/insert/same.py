@@ -21,6 +21,7 @@ from .create import candidate_arguments, images
 
 Create = Callable[[Mapping[str, Any]], Any]   # called with the arguments of a block; returns the block
 RANKS = (2, 1, 3)   # numbers of spatial axes to try
+SIZES = (40, 3, 2)   # of random images; one axis is longer than any window of the blocks
 # errors that modules raise for an input with another number of axes
 RANK_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
@@ -87,7 +88,7 @@ def _compute_same(module: nn.Module, source: Source, block: nn.Module) -> bool:
     spec: Any = block.eval().spec
     load_weights(block, as_declared(read(float64_module, source)[0], spec))
     for rank in (spec.spatial_dims,) if hasattr(spec, "spatial_dims") else RANKS:
-        x = torch.from_numpy(images((spec.channels, *(7, 6, 5)[:rank])))
+        x = torch.from_numpy(images((spec.channels, *SIZES[:rank])))
         with suppress(*RANK_ERRORS):
             if torch.allclose(float64_module(x), block(x), rtol=1e-6, atol=1e-9):
                 return True

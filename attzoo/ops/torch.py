@@ -18,8 +18,8 @@ from .weights.torch import *
 _WRAPPED = (
     "linear_to_one", "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "spatial_norm",
     "position_softmax", "weighted_pool", "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool",
-    "adaptive_avg_pool", "channel_shuffle", "fold_groups", "unfold_groups", "weighted_sum", "crop", "widen", "repeat",
-    "upsample", "resize",
+    "adaptive_avg_pool", "strided_avg_pool", "channel_shuffle", "fold_groups", "unfold_groups", "weighted_sum", "crop",
+    "widen", "repeat", "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..common.keras import amax, from_last, mean, ops, space, stack, to_last, wide
+from ..common.keras import amax, from_last, mean, ops, sizes, space, stack, to_last, wide
 
 
 def avg_pool(x: Any, channels_last: bool) -> Any:
@@ -116,10 +116,32 @@ def adaptive_avg_pool(x: Any, size: int | Sequence[Any]) -> Any:
     y = ops.cast(x, wide(x.dtype))
     for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=1):
         old, i = ops.shape(x)[axis], ops.arange(new, dtype="int32")[:, None]
-        low, high, width = i * old // new, ((i + 1) * old + new - 1) // new, (old + new - 1) // new + 1
-        j = low + ops.arange(width, dtype="int32")    # (new, width), where no window is larger than width
-        pixels = ops.moveaxis(ops.take(y, ops.reshape(ops.minimum(j, old - 1), (-1,)), axis), axis, -1)
-        windows = ops.where(j < high, ops.reshape(pixels, (*ops.shape(pixels)[:-1], new, width)), 0)
-        share = ops.cast(width, y.dtype) / ops.cast(high - low, y.dtype)[:, 0]
-        y = ops.moveaxis(mean(windows, -1) * share, -1, axis)   # no sum, which a graph in float16 could not represent
+        y = _window_means(y, axis, i * old // new, ((i + 1) * old + new - 1) // new, (old + new - 1) // new + 1)
     return ops.cast(y, x.dtype)
+
+
+def strided_avg_pool(x: Any, stride: int) -> Any:
+    """Return means over windows around every stride-th pixel: (N, *S, C) -> (N, *ceil(S / stride), C).
+
+    Window i, along an axis of m pixels, has the pixels of 0 to m - 1 that are less than `stride` from pixel i * stride.
+    Half precision is computed in float32.
+    """
+    y = ops.cast(x, wide(x.dtype))
+    for axis, old in enumerate(sizes(x), start=1):
+        center = stride * ops.arange((old + stride - 1) // stride, dtype="int32")[:, None]
+        low, high = ops.maximum(center - stride + 1, 0), ops.minimum(center + stride, old)
+        y = _window_means(y, axis, low, high, 2 * stride - 1)
+    return ops.cast(y, x.dtype)
+
+
+def _window_means(x: Any, axis: int, low: Any, high: Any, width: Any) -> Any:
+    """Return means over windows along an axis of x, whose size becomes the number of windows.
+
+    low, high: first pixel of each window, and the one after its last, (windows, 1) each. width: the most pixels of one.
+    """
+    j = low + ops.arange(width, dtype="int32")    # (windows, width)
+    last = ops.shape(x)[axis] - 1
+    pixels = ops.moveaxis(ops.take(x, ops.reshape(ops.minimum(j, last), (-1,)), axis), axis, -1)
+    windows = ops.where(j < high, ops.reshape(pixels, (*ops.shape(pixels)[:-1], *ops.shape(j))), 0)
+    share = ops.cast(width, x.dtype) / ops.cast(high - low, x.dtype)[:, 0]
+    return ops.moveaxis(mean(windows, -1) * share, -1, axis)   # no sum, which a graph in float16 could not represent

@@ -100,3 +100,14 @@ def adaptive_avg_pool(x: Array, size: int | Sequence[int]) -> Array:
         windows = [range(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
         x = np.stack([x.take(window, axis).mean(axis) for window in windows], axis)
     return x
+
+
+def strided_avg_pool(x: Array, stride: int) -> Array:
+    """Return means over windows around every stride-th pixel: (N, C, *S) -> (N, C, *ceil(S / stride)).
+
+    Window i, along an axis of m pixels, has the pixels of 0 to m - 1 that are less than `stride` from pixel i * stride.
+    """
+    for axis, old in enumerate(x.shape[2:], start=2):
+        windows = [range(max(0, i - stride + 1), min(old, i + stride)) for i in range(0, old, stride)]
+        x = np.stack([x.take(window, axis).mean(axis) for window in windows], axis)
+    return x

@@ -143,3 +143,18 @@ def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
         means = windows.where(j < high, 0).mean(-1)   # a sum might overflow in a graph converted to half precision
         y = move_last(means / (high - low)[:, 0] * width, axis)   # an integer tensor does not fix the graph's dtype
     return in_dtype_of(x, y)
+
+
+def strided_avg_pool(x: Tensor, stride: int) -> Tensor:
+    """Return means over windows around every stride-th pixel: (N, C, *S) -> (N, C, *ceil(S / stride)).
+
+    Window i, along an axis of m pixels, has the pixels of 0 to m - 1 that are less than `stride` from pixel i * stride.
+
+    It is computed for one axis after the other: avg_pool3d has no deterministic gradient on CUDA, and a window of 2-D
+    pooling has stride times as many pixels as both windows of 1-D pooling.
+    """
+    for axis in range(x.ndim - 1, 1, -1):   # the last first, which needs no copy of x
+        rows = x.movedim(axis, -1)
+        means = F.avg_pool1d(rows.flatten(1, -2), 2 * stride - 1, stride, stride - 1, count_include_pad=False)
+        x = move_last(means.reshape(*rows.shape[:-1], -(-rows.shape[-1] // stride)), axis)
+    return x

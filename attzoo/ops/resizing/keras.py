@@ -11,7 +11,8 @@ from ..common.keras import ops, wide
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:
     """Resample the spatial axes to `size`, one axis after the other: (N, *S, C) -> (N, *size, C).
 
-    interpolation: "linear" or "nearest". align_corners: as in torch.nn.functional.interpolate, for "linear".
+    interpolation: "linear", "nearest", the mode "nearest-exact" of torch.nn.functional.interpolate, or "floor", its
+    mode "nearest". align_corners: as there, for "linear".
 
     keras.ops.image.resize supports no volumes, computes in float32, and cannot be exported with unknown sizes.
     If the size is static and does not change, x itself is returned.
@@ -20,7 +21,9 @@ def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool)
         return x
     for axis, new in enumerate(size, start=1):
         old = ops.shape(x)[axis]
-        if interpolation == "nearest":
+        if interpolation == "floor":
+            x = ops.take(x, ops.arange(new, dtype="int32") * old // new, axis)
+        elif interpolation == "nearest":
             x = ops.take(x, nearest(old, new), axis)
         else:
             low, high, fraction = taps(old, new, align_corners, wide(x.dtype))

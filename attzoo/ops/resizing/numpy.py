@@ -24,14 +24,17 @@ def widen(x: Array, min_size: Sequence[int]) -> Array:
 def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:
     """Resample the spatial axes to `size`, one axis after the other: (N, C, *S) -> (N, C, *size).
 
-    interpolation: "linear", the mode linear, bilinear or trilinear of torch.nn.functional.interpolate, or "nearest",
-    its mode "nearest-exact". align_corners: as there, for "linear". If the size does not change, x itself is returned.
+    interpolation: "linear", the mode linear, bilinear or trilinear of torch.nn.functional.interpolate, "nearest", its
+    mode "nearest-exact", or "floor", its mode "nearest". align_corners: as there, for "linear". If the size does not
+    change, x itself is returned.
     """
     if x.shape[2:] == tuple(size):
         return x
     for axis, new in enumerate(size, start=2):
         old = x.shape[axis]
-        if interpolation == "nearest":
+        if interpolation == "floor":
+            x = x.take(np.arange(new) * old // new, axis)
+        elif interpolation == "nearest":
             x = x.take(nearest(old, new), axis)
         else:
             low, high, fraction = taps(old, new, align_corners)

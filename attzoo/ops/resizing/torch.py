@@ -48,7 +48,8 @@ def upsample(x: Tensor, times: Sequence[int]) -> Tensor:
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
     """Resample the spatial axes to `size`: (N, C, *S) -> (N, C, *size).
 
-    interpolation: "linear" or "nearest". align_corners: as in F.interpolate, for "linear".
+    interpolation: "linear", "nearest", the mode "nearest-exact" of F.interpolate, or "floor", its mode "nearest".
+    align_corners: as there, for "linear".
 
     Resampling to the same size is skipped, except in an exported or traced graph, which may be run at other sizes.
     Gradients are deterministic on CUDA, except 3-D linear with torch 2.6. The 1-D linear form uses the 2-D one,
@@ -57,10 +58,11 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     is_traced = guard.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not is_traced and x.shape[2:] == size:   # last: it would restrict a graph to these sizes
         return x
-    if interpolation == "nearest":
+    if interpolation != "linear":
         for axis, new in enumerate(size, start=2):
             i = torch.arange(new, device=x.device)
-            x = x.index_select(axis, (2 * i + 1) * x.shape[axis] // (2 * new))
+            double = 2 * i if interpolation == "floor" else 2 * i + 1   # of the position, in units of its pixels
+            x = x.index_select(axis, double * x.shape[axis] // (2 * new))
         return x
     if x.ndim == 3:
         return interpolate(x[:, :, None], size=(1, *size), mode="bilinear", align_corners=align_corners)[:, :, 0]
