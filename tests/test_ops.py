@@ -577,8 +577,8 @@ def test_instance_norm_and_prelu_equal_those_of_torch(shape):
 def test_batch_norm_in_training_on_one_value_per_channel_raises():
     message = (
         r"^expected more than 1 value per channel in training for batch norm, got input of shape \(1, 4, 1\), which "
-        "has no variance: give a larger batch or larger inputs, or another norm: norm=False for a block, "
-        "norm='instance' for a U-Net$"
+        "has no variance: give a larger batch or larger inputs, or another norm: norm=False for a block with this "
+        "argument, norm='instance' for a U-Net$"
     )
     weights = {f"norm.{name}": np.ones(4) for name in ("weight", "bias", "mean", "var")}
     with pytest.raises(ValueError, match=message):

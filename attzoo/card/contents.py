@@ -9,6 +9,7 @@ from inspect import cleandoc
 from .. import registry
 from ..contract import Weight
 from ..fast.wins import WINS
+from ..ops.norms.numpy import EPSILON, MOMENTUM
 from .description import IMAGE, PIXELS, Description, spatial_axes
 from .docstrings import first_sentence
 
@@ -91,6 +92,16 @@ def cost(card: Description, channels: int) -> str:
     inputs = "an input" if len(spec.inputs) == 1 else f"{len(spec.inputs)} inputs, each"
     macs = f"{card.macs(channels):,} multiply-adds (MACs) for {inputs} of {size}"
     return f"{card.parameters(channels):,} trainable parameters; {macs}."
+
+
+def norms(card: Description, channels: int) -> list[str]:
+    """Return a list of the sentence about the block's batch norms, or an empty list."""
+    if all(weight.trainable for weight in card.weights(channels).values()):
+        return []
+    return [
+        f"Batch norms have eps {EPSILON:g}. In training, each call of the block or of `attention` moves the running "
+        f"statistics towards those of the batch by the factor {MOMENTUM:g}, with the unbiased variance, as in PyTorch."
+    ]
 
 
 def unknown(card: Description) -> str:

@@ -89,6 +89,7 @@ def _weights(card: Description, channels: int) -> Iterator[str]:
     rows = [(f"`{name}`", shape, initialization) for name, shape, initialization in weights]
     yield _table(("name", "shape", "initialization"), rows) if rows else "None."
     yield contents.cost(card, channels)
+    yield from contents.norms(card, channels)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -36,7 +36,7 @@ def paragraphs(card: Description, channels: int, width: int) -> Iterator[str]:
     elif not card.network:
         weights = list(contents.weights(card, channels)) or [("none", "", "")]
         yield f"Weights at {channels} channels\n" + _columns(weights, width, "  ")
-        yield _wrap(contents.cost(card, channels), width)
+        yield _wrap(" ".join([contents.cost(card, channels), *contents.norms(card, channels)]), width)
 
 
 def _wrap_formula(paragraph: str, width: int) -> str:

@@ -5,9 +5,11 @@
     a = mix.weight h + mix.bias  (N, C, *S)    a linear map of the channels at each position
     y = x * a                    (N, C, *S)
 
-With kernel_size=21 and separable=False, `local` has 5 taps along each axis, and `dilated` 7 taps at a distance of 3.
-With separable=True (LSKA, large separable kernel attention) each is a sequence of kernels along one axis each, the last
-axis first: `local1`, `local2`, then `dilated1`, `dilated2` in 2-D.
+With separable=False, `local` has 5 taps along each axis, and `dilated` 7 taps at a distance of 3. With separable=True
+(LSKA, large separable kernel attention) each is a sequence of kernels with biases along one axis each, the last axis
+first: `local1`, `local2`, then `dilated1`, `dilated2` in 2-D. `local` then has 3 taps for kernel_size 7 and 11, and 5
+for 23, 35, 41 and 53; `dilated` has 3, 5, 7, 11, 13 and 17 taps for these sizes, at a distance of 2 for the first two,
+and of 3 for the others.
 
 Use it as the attention of a convolutional network that has large windows in place of self-attention. Its authors put it
 between two 1x1 convolutions. The coefficients have no sigmoid: they may be negative or above 1. In a trained network,

@@ -43,8 +43,8 @@ EXAMPLES: Final = {
 class LKA(BlockSpec):
     """channels: C >= 1, channels of the input.
 
-    kernel_size: size of the window in pixels, as published: 21, or 7, 11, 23, 35, 41 or 53 with separable=True; None
-        means 21, or 7 with separable=True.
+    kernel_size: 21, the size in the paper, whose window has 23 pixels along each axis; with separable=True 7, 11, 23,
+        35, 41 or 53, the size of the window in pixels. None means 21, or 7 with separable=True.
     separable: whether each kernel is a sequence of kernels along one axis each (LSKA).
     spatial_dims: 1, 2 or 3, spatial axes of the input.
     Raises TypeError for a value of another type, and ValueError for a value outside these bounds.

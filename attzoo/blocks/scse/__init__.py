@@ -7,7 +7,7 @@
     y = max(x * channel, x * position), or their sum            (N, C, *S)
 
 Use it in networks for segmentation, for which it was made. The coefficients of positions are an image with one value
-per pixel. They add C + 1 weights to those of SE.
+per pixel. They add C + 1 weights to those of SE. gate is the sigmoid, or hard_sigmoid(z) = relu6(z + 3) / 6.
 
 Source: Roy, Navab, Wachinger, "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully Convolutional Networks",
 MICCAI 2018, arXiv:1803.02579v2; code ai-med/squeeze_and_excitation@acdd26e,

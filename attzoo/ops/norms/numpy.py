@@ -44,7 +44,8 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
 def one_value(shape: Sequence[int | None]) -> ValueError:
     """Return the error for batch norm in training on an input of this shape, with one value per channel."""
     got = f"got input of shape {tuple(shape)}, which has no variance"
-    fix = "give a larger batch or larger inputs, or another norm: norm=False for a block, norm='instance' for a U-Net"
+    other_norms = "norm=False for a block with this argument, norm='instance' for a U-Net"
+    fix = f"give a larger batch or larger inputs, or another norm: {other_norms}"
     return ValueError(f"expected more than 1 value per channel in training for batch norm, {got}: {fix}")
 
 
