@@ -24,7 +24,7 @@ import torch
 from .timer import Call, Turn
 
 CACHES: Final = 4        # all sets of inputs together are at least this many times the L2 cache
-MOST: Final = 16         # sets of inputs at most
+MOST: Final = 16         # largest number of sets of inputs
 WAIT: Final = 200_000    # cycles, about 100 us: longer than the host takes to queue a replay and an event
 LARGE: Final = 1 << 30   # bytes of the copy that measures memory bandwidth
 SMALL: Final = 32 << 20  # bytes of the tensor that is read repeatedly from the L2 cache

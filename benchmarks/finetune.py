@@ -72,7 +72,10 @@ def _trained(seed: int) -> torch.nn.Module:
 
 
 def _row(block: str, start: str, trained: list[torch.nn.Module]) -> Row:
-    """Return the row of a block and start for the trained networks, one network per seed."""
+    """Attach a block to copies of the trained networks, fine-tune them, and return the row of their accuracies.
+
+    trained: one network per seed, in the order of the seeds. start: as in `attzoo.attach`.
+    """
     before, after, parameters = [], {str(count): list[float]() for count in TESTED}, 0
     for seed, original in enumerate(trained):
         net: Any = copy.deepcopy(original).train()

@@ -288,7 +288,7 @@ def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str,
 
 
 def drift(times: Sequence[float]) -> float:
-    """Return the relative change of the median from the first third of the times to the last."""
+    """Return the absolute relative change of the median from the first third of the times to the last third."""
     third_count = max(2, len(times) // 3)
     return abs(spread(times[-third_count:]).median / spread(times[:third_count]).median - 1)
 

@@ -52,14 +52,14 @@ class Bottleneck(nn.Module):
     def put(self, attention: nn.Module) -> None:
         """Set the attention block. If its forward takes a `shortcut`, the block also does the addition and the relu."""
         self.attention = attention
-        self.ends = "shortcut" in signature(attention.forward).parameters   # not in forward, which is timed
+        self.takes_shortcut = "shortcut" in signature(attention.forward).parameters   # not in forward, which is timed
 
     def forward(self, x: Tensor) -> Any:
         """Return the output for x (N, C, H, W)."""
         y = F.relu(self.conv1(x), inplace=True)
         y = F.relu(self.conv2(y), inplace=True)
         y = self.conv3(y)
-        if self.ends:
+        if self.takes_shortcut:
             return self.attention(y, self.shortcut(x), act="relu")
         return F.relu(self.attention(y) + self.shortcut(x))
 

@@ -167,7 +167,7 @@ def read(path: Path) -> Run:
 
 
 def _to_json(row: Row) -> dict[str, Any]:
-    """Return a row as a dict for JSON, without None and the case's forms."""
+    """Return a row as a dict for JSON, without fields that are None and without the case's forms."""
     values = asdict(row)
     del values["case"]["forms"]
     return {name: value for name, value in values.items() if value is not None}

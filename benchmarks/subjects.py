@@ -26,11 +26,11 @@ TOLERANCE: Final = {"float32": 2e-5, "TF32": 5e-3, "float16": 5e-2, "bfloat16": 
 DEPTH: Final = 100       # factor for a whole network, where rounding changes the sign of a few relu inputs
 LOOSEST: Final = 0.5     # upper bound of the tolerance
 SEED: Final = 0
-CHECKED_SAMPLES: Final = 2           # samples on which the float64 module is compared with the NumPy reference
+CHECKED_SAMPLES: Final = 2     # number of samples on which the float64 module is compared with the NumPy reference
 CHECKED_SIZE: Final = 24       # voxels per axis of volumes in that comparison: with 96, NumPy took 30 s and 10 GB
 CHECKED: set[Case] = set()   # cases whose float64 module was compared
-DRAWS: Final = 8       # draws of perturbed inputs in `slack`
-PERTURBATION: Final = 0.1       # perturbation / tolerance: 2e-6 in float32, the error of sums of 256
+DRAWS: Final = 8       # number of draws of perturbed inputs in `slack`
+PERTURBATION: Final = 0.1      # perturbation / tolerance: 2e-6 in float32, the rounding error of a sum of 256 numbers
 MAX_SLACK: Final = 1e-2     # largest error that relu inputs with a changed sign, a few of thousands, explain
 
 

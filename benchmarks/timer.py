@@ -15,8 +15,8 @@ from statistics import quantiles
 from time import thread_time
 from typing import Any, Final
 
-FEWEST: Final = 7   # rounds: the fewest with meaningful quartiles
-KEPT_RESULTS: Final = 8   # results kept alive: 50 MB for the smallest timed block, more than a core's cache
+FEWEST: Final = 7   # smallest number of rounds with meaningful quartiles
+KEPT_RESULTS: Final = 8   # number of results kept alive: 50 MB for the smallest timed block, more than a core's cache
 Call = Callable[[], Any]        # the call to time; its result is kept alive or waited for
 Turn = Callable[[int], float]   # number of calls -> seconds per call
 

@@ -37,7 +37,7 @@ def serve(connection: Connection[Any, Any], bench: Callable[[], Any]) -> None:
     with suppress(EOFError):   # the client has ended
         while True:
             limit, method, arguments = connection.recv()
-            signal.alarm(limit)   # without a handler it ends the process, even if it hangs outside Python
+            signal.alarm(limit)   # after `limit` seconds SIGALRM ends the process, even if it hangs outside Python
             try:
                 server = server or bench()
                 response = True, getattr(server, method)(*arguments)

@@ -205,7 +205,7 @@ def test_in_resnet50_attzoos_block_gets_the_shortcut_and_a_peers_does_not(monkey
     for candidate in providers.torch_candidates(subject):
         assert subjects.relative_error(candidate.outputs(), expected) < subject.tolerance
         parts = candidate.module.modules()
-        ends[str(candidate.provider)] = [part.ends for part in parts if isinstance(part, Bottleneck)]
+        ends[str(candidate.provider)] = [part.takes_shortcut for part in parts if isinstance(part, Bottleneck)]
     assert ends == {"attzoo": [True] * 16, "own": [False] * 16}
 
 

@@ -259,7 +259,7 @@ def test_a_block_that_takes_a_shortcut_ends_the_branch_in_one_call():
 @pytest.mark.parametrize("name", [name for name in attzoo.names() if attzoo.info(name).residual])
 def test_the_end_of_a_branch_in_one_call_equals_addition_and_relu(name, training):
     with_one_call = nets.Bottleneck(8, 16, 2, lambda channels: attzoo.info(name).create(channels, backend="torch"))
-    assert with_one_call.ends
+    assert with_one_call.takes_shortcut
     with_one_call.double().train(training)
     with torch.no_grad():
         # so that some relu inputs are negative
@@ -268,7 +268,7 @@ def test_the_end_of_a_branch_in_one_call_equals_addition_and_relu(name, training
             norm.bias.normal_()
     with_separate_calls = deepcopy(with_one_call)
     with_separate_calls.put(WithoutShortcut(with_separate_calls.attention))
-    assert not with_separate_calls.ends
+    assert not with_separate_calls.takes_shortcut
     x, cotangent = torch.randn(3, 8, 6, 5).double(), torch.randn(3, 16, 3, 3).double()
     mode = "training" if training else "inference"
     actual, expected = (run_of(net, mode, [x], cotangent) for net in (with_one_call, with_separate_calls))

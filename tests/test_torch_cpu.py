@@ -28,7 +28,7 @@ ATTENDS_TO = {name: attzoo.info(name).attends_to for name in NAMES}   # the numb
 every = pytest.mark.parametrize("name", NAMES)
 LAYOUTS = ("channels first", "channels last")
 KINDS = ("normal", "ties", "equal")
-DEFAULTS = {"SMALL": cpu.SMALL, "SMALL_TO_INFER": cpu.SMALL_TO_INFER}
+DEFAULTS = {"SMALL": cpu.SMALL, "SMALL_IN_INFERENCE": cpu.SMALL_IN_INFERENCE}
 
 
 @contextmanager
@@ -42,12 +42,12 @@ def setting(**values):
 
 def always_cpu_form(part=1 << 20):
     """Use the form for CPUs for inputs of any size, with parts of about this number of bytes."""
-    return setting(SMALL=1, SMALL_TO_INFER=1, PART=part)
+    return setting(SMALL=1, SMALL_IN_INFERENCE=1, PART=part)
 
 
 def always_plain_form():
     """Use the plain form for inputs of any size."""
-    return setting(SMALL=1 << 60, SMALL_TO_INFER=1 << 60)
+    return setting(SMALL=1 << 60, SMALL_IN_INFERENCE=1 << 60)
 
 
 @pytest.fixture(autouse=True)

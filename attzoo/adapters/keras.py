@@ -82,7 +82,7 @@ def check_layers(block: Any, cls: type[Any]) -> None:
         _check_parts("", block, block, _reference(block, cls))
         return
     _check_methods("", block, block)
-    for layer in block.layers:   # its graph is fixed, and `made` describes a layer at its creation
+    for layer in block.layers:   # the graph of a model is fixed, and `made` describes a layer at its creation
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
         elif getattr(layer, "made", None) is not None:

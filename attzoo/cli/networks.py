@@ -74,7 +74,7 @@ def train(
     ] = None,
     net: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another U-Net argument, as initializer=xavier; may be repeated."),
+        typer.Option(metavar="NAME=VALUE", help="Another U-Net argument, such as initializer=xavier; may be repeated."),
     ] = None,
     loss: Annotated[str | None, _one_of(LOSSES, "Loss", " `both` is cross_entropy + dice.  [both]")] = None,
     optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "Optimizer", "  [adam]")] = None,

@@ -29,7 +29,10 @@ Normalise = Annotated[
     typer.Option(metavar="HOW", help=f"Normalisation: {', '.join(NORMALISATIONS)}. Default: as in training."),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files in --out that attzoo did not write, too; never inputs.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Also replace files in --out that attzoo did not write. Inputs are never replaced."
+    ),
 ]
 
 

@@ -177,7 +177,7 @@ def _check_single(path: Path, magic: bytes) -> None:
 
 
 def _tokens(first_bytes: bytes) -> list[bytes]:
-    """Return the first four words in `head`, the first bytes of a PNM file, without comments."""
+    """Return the first four words in `first_bytes`, the beginning of a PNM file, without comments."""
     lines = [line.partition(b"#")[0] for line in first_bytes.splitlines()]
     return b" ".join(lines).split(maxsplit=4)[:4]
 

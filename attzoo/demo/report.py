@@ -20,7 +20,7 @@ def table(results: Sequence[Result]) -> Table:
         results: the measurements; the first are those of the network without a block.
     """
     base = results[0]
-    rows = _empty_table(
+    table = _empty_table(
         "Handwritten digits: a residual network with each block, in both frameworks from the same weights",
         f"Added to a network with {base.parameters:,} weights and {base.macs:,} multiply-adds (MACs) per image.\n"
         f"Accuracy and seconds: {'/'.join(BACKENDS.values())}. Loss difference: the largest over"
@@ -32,17 +32,17 @@ def table(results: Sequence[Result]) -> Table:
             [f"{result.parameters - base.parameters:,}", f"{result.macs - base.macs:,}"] if result.block else ["", ""]
         )
         accuracy = "/".join(f"{result.accuracy[backend]:.1%}" for backend in BACKENDS)
-        rows.add_row(
+        table.add_row(
             result.title, *added, accuracy, f"{largest_difference(result.losses):.1e}", _seconds(result.seconds)
         )
-    return rows
+    return table
 
 
 def unet_table(nets: Sequence[Unet]) -> Table:
     """Return a table with a row for each U-Net, from its measurements."""
     from ..train.phantoms import CLASSES
 
-    rows = _empty_table(
+    table = _empty_table(
         "Phantoms: a U-Net with gates and a plain one, in both frameworks from the same weights",
         f"Dice coefficients on test phantoms, and seconds: {'/'.join(BACKENDS.values())}.\n"
         f"Loss difference: the largest over {len(nets[0].losses['torch'])} steps.",
@@ -52,8 +52,8 @@ def unet_table(nets: Sequence[Unet]) -> Table:
         organs = zip(*(net.dice[backend][1:] for backend in BACKENDS), strict=True)
         dice = ["/".join("-" if value is None else f"{value:.2f}" for value in values) for values in organs]
         difference = f"{largest_difference(net.losses):.1e}"
-        rows.add_row(net.name, f"{net.parameters:,}", *dice, difference, _seconds(net.seconds))
-    return rows
+        table.add_row(net.name, f"{net.parameters:,}", *dice, difference, _seconds(net.seconds))
+    return table
 
 
 def _empty_table(title: str, caption: str, headings: Sequence[str]) -> Table:

@@ -32,11 +32,11 @@ from .wins import LEAST
 
 DTYPES: Final = {torch.float32, torch.float16, torch.bfloat16}   # supported by the kernels
 CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
-LONGEST: Final = 1 << 31     # elements of a sample, or N * C: kernels count these in 32 bits
+LONGEST: Final = 1 << 31     # limit of the elements of a sample and of N * C, which kernels count in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
 OLDEST: Final = "3.6"        # oldest Triton that the kernels were compiled with
-OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with it; torch.compile of 2.6 cannot import it
+OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with that Triton, which torch.compile of 2.6 cannot import
 ABSENT: Final = find_spec("triton") is None
 # Nightly builds are distributed under another name.
 TRITON: Final = next((package.version for package in distributions(name="triton")), OLDEST)
@@ -66,7 +66,7 @@ class CpuForm:
 def should_use_cpu_form(block: Any, *inputs: Tensor) -> bool:
     """Whether a block uses its form for CPUs with these inputs; otherwise it uses its plain form."""
     return (
-        not torch.compiler.is_compiling()       # asked first: torch 2.6 traces no attribute that holds such an object
+        not torch.compiler.is_compiling()       # first, because torch.compile of 2.6 cannot trace access to a CpuForm
         and block.cpu_form is not None
         and block.has_own_forms
         and guard.is_eager_on_cpu(*inputs)      # checked before sizes, which a trace would record

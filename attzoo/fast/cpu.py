@@ -23,13 +23,13 @@ from .cpu_parts import empty_maps, flatten_space, parts, pools_of, write_maps
 Coefficients = Callable[..., Tensor]
 # Elements of x below which the overhead exceeds the savings: 0.1 to 0.2 ms in training, 0.05 ms in inference
 SMALL = 1 << 17
-SMALL_TO_INFER = 1 << 20
+SMALL_IN_INFERENCE = 1 << 20
 
 
 def _is_worth_it(block: Any, x: Tensor) -> bool:
     """Whether x is large enough for the form for CPUs, and the block's parts are unmodified and have no hooks."""
     return (
-        x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_TO_INFER)
+        x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_IN_INFERENCE)
         and (torch.is_grad_enabled() or block.has_parts)   # else the plain form makes the same passes
         and all(guard.is_ordinary(getattr(block, name), kind) for name, kind in block.parts.items())
     )

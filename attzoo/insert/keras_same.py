@@ -80,9 +80,9 @@ def _trainable(layers: Sequence[Any], options: Mapping[str, Any]) -> bool:
             fix = f"set {lost[0]} of the layer to None first, and add the penalty to the loss if you need it"
             got = f"{layer.name!r} with {lost[0]}"
             raise ValueError(f"expected layers with settings that a block has too, got {got}: {fix}")
-    frozen, others = ([x.name for x in layers if x.trainable is value] for value in (False, True))
-    if frozen and others and "trainable" not in options:
-        got = f"{frozen[0]!r} with trainable=False and {others[0]!r} with trainable=True: give trainable="
+    frozen, trainable = ([x.name for x in layers if x.trainable is value] for value in (False, True))
+    if frozen and trainable and "trainable" not in options:
+        got = f"{frozen[0]!r} with trainable=False and {trainable[0]!r} with trainable=True: give trainable="
         raise ValueError(f"expected layers that are all frozen or all trainable, as a block is, got {got}")
     return bool(options.get("trainable", not frozen))
 

@@ -72,7 +72,7 @@ def in_forward_derivative() -> bool:
 
 
 def has_no_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor has no values to read: on the meta device, under FakeTensorMode, or inside a transform."""
+    """Whether a tensor has no values to read: on the meta device, under FakeTensorMode, in torch.func or forward AD."""
     return tensor.is_meta or isinstance(tensor, FakeTensor) or in_transform() or in_forward_derivative()
 
 

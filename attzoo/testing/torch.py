@@ -84,7 +84,7 @@ def onnx(case: Case, backend: str) -> float:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")   # deprecations inside the exporter
         file = Path(folder) / "block.onnx"
-        with _only_errors(logging.getLogger("torch.onnx")):   # it warns if torchvision is not installed
+        with _only_errors(logging.getLogger("torch.onnx")):   # the exporter warns if torchvision is not installed
             torch.onnx.export(block, tuple(x), file, dynamo=True, dynamic_shapes=_dynamic(x), verbose=False)
         session = onnxruntime.InferenceSession(file)
     names = [node.name for node in session.get_inputs()]

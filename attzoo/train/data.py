@@ -144,13 +144,13 @@ class Folder:
 
     @cached_property
     def mask_counts(self) -> MaskCounts:
-        """How many pixels and masks have each value, and which values resizing removes. Reads all masks."""
+        """Return how many pixels and masks have each value, and which values resizing removes. Reads all masks."""
         resize = None if self.preparation.size is None else self.preparation.mask
         return count_values((mask for _, mask in self.pairs), self.labels, resize)
 
     @cached_property
     def counts(self) -> Counter[int]:
-        """The number of pixels of each class in all masks, not resized, and of 255, which is ignored. Reads all masks.
+        """Return the number of pixels of each class, and of 255 (ignored), in all masks before resizing. Reads all.
 
         Raises:
             ValueError: if masks contain values that are not classes; the message has the counts or the path.

@@ -66,9 +66,9 @@ class Trainer:
             state.assign(np.array([seed, i], keras.backend.standardize_dtype(state.dtype)))
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices.
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss of the batch.
 
-        images: (N, C, *S). masks: class indices, (N, *S).
+        images: (N, C, *S). masks: class indices, (N, *S). With several devices, each trains on a part of them.
         """
         return self._run_step("train", images, masks)
 
@@ -77,7 +77,7 @@ class Trainer:
         self._run_step("test", images, masks)
 
     def pop_confusion(self) -> NDArray[np.int64]:
-        """Return the confusion matrix since the last call over all devices, and set it to 0.
+        """Return the confusion matrix of all devices since the last call, and set it to 0.
 
         It is int64 (K, K): the number of pixels by true class (rows) and predicted class (columns).
         """

@@ -18,7 +18,7 @@ from .preparation import without_tensorflow
 from .state import Row
 
 VALIDATION_COLOR, TRAINING_COLOR = plotting.COLORS.values()
-MAX_CURVES: Final = 8   # classes whose Dice is plotted
+MAX_CURVES: Final = 8   # largest number of classes whose Dice is plotted
 
 
 def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:

@@ -89,9 +89,10 @@ class Trainer:
         self.batches = 0
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices.
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss of the batch.
 
-        images: (N, C, *S). masks: class indices, (N, *S).
+        images: (N, C, *S). masks: class indices, (N, *S). With several devices, they are the part of the batch for
+        this device, and the loss is that of the whole batch.
         """
         accumulate = self.settings.accumulate
         is_last = (self.batches + 1) % accumulate == 0
@@ -118,7 +119,7 @@ class Trainer:
         self._count(self._logits(self.network, x), y)
 
     def pop_confusion(self) -> NDArray[np.int64]:
-        """Return the confusion matrix since the last call over all devices, and set it to 0.
+        """Return the confusion matrix of all devices since the last call, and set it to 0.
 
         With several processes, set the network's buffers to the values in process 0 too.
 

@@ -14,8 +14,8 @@ from ...fast.choice import CpuForm
 from ...ops import guard
 from ...ops import torch as ops
 
-FEW = 1 << 19    # elements of a tensor, below which checks and folding take longer than they save
-TILE = 1 << 13   # pixels that a thread processes at a time: they fit into its cache, and matrix products are efficient
+FEW = 1 << 19    # number of elements of a tensor below which checks and folding take longer than they save
+TILE = 1 << 13   # number of pixels that a thread processes at a time: they fit into its cache, and products are fast
 CONVS = tuple(ops.CONV.values())
 NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
 

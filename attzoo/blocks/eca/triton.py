@@ -21,8 +21,8 @@ from ...fast.triton.passes import pool_portion, portion, portions
 from ...fast.triton.passes_backward import channels_portion
 from ...fast.triton.perceptron import total_of
 
-WIDE = 256      # channels that the last program of a sample processes at a time
-SAMPLES = 64    # samples that the last program of all processes at a time
+WIDE = 256      # number of channels that the last program of a sample processes at a time
+SAMPLES = 64    # number of samples that the last program of all processes at a time
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def channels_unexcite_kernel(
     """
     n, c, part = portion(C, PARTS, BC)
     channels_portion(x, dy, saved, None, None, None, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
-    of_samples = nth(grads, 1, N, C)
+    sample_gradients = nth(grads, 1, N, C)
     if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
         for j in range(0, K):
             total = tl.zeros([CC], REAL)
@@ -80,7 +80,7 @@ def channels_unexcite_kernel(
                 dq = slope(parts, saved, n, channels, channels < C, C, PARTS)
                 neighbour_c, in_bounds = neighbour(channels, C, j - K // 2, CIRCULAR)
                 total += dq * tl.load(nth(saved, 1, N, C) + n * C + neighbour_c, in_bounds, 0.0)
-            tl.store(of_samples + n * K + j, tl.sum(total, 0))
+            tl.store(sample_gradients + n * K + j, tl.sum(total, 0))
         for start in range(0, C, CC):
             channels = start + tl.arange(0, CC)
             davg = tl.zeros([CC], REAL)
@@ -93,7 +93,7 @@ def channels_unexcite_kernel(
                 total = tl.zeros([BN], REAL)
                 for start in range(0, N, BN):
                     samples = start + tl.arange(0, BN)
-                    total += tl.load(of_samples + samples * K + j, samples < N, 0.0, cache_modifier=".cg")
+                    total += tl.load(sample_gradients + samples * K + j, samples < N, 0.0, cache_modifier=".cg")
                 tl.store(dw + j, tl.sum(total, 0).to(dw.dtype.element_ty))
 
 

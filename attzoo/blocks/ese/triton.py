@@ -20,7 +20,7 @@ from ...fast.triton.common import REAL, ROWS, cdiv, empty_float32, launch, multi
 from ...fast.triton.perceptron import PRECISION, gate_of, total_of
 from ...fast.triton.perceptron_backward import gate_gradient
 
-WIDE = 32   # channels that a program processes at a time, as in perceptron.py
+WIDE = 32   # number of channels that a program processes at a time, as in perceptron.py
 
 
 @triton.jit

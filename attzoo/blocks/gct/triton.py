@@ -30,7 +30,7 @@ from ...fast.triton.common import (
 from ...fast.triton.passes import portion
 from ...fast.triton.perceptron import total_of
 
-WIDE = 256   # channels that a program processes at a time
+WIDE = 256   # number of channels that a program processes at a time
 
 
 @triton.jit

@@ -60,9 +60,9 @@ class LKA(BlockSpec):
         allowed_sizes = tuple(SIZES[separable])
         size = allowed_sizes[0] if self.kernel_size is None else contract.integer("kernel_size", self.kernel_size)
         if size not in allowed_sizes:
-            others = ", ".join(map(str, SIZES[not separable]))
+            other_sizes = ", ".join(map(str, SIZES[not separable]))
             expected = f"kernel_size must be one of {', '.join(map(str, allowed_sizes))} with separable={separable}"
-            raise ValueError(f"{expected}, got {size}: separable={not separable} has {others}")
+            raise ValueError(f"{expected}, got {size}: separable={not separable} has {other_sizes}")
         contract.set_fields(
             self,
             channels=contract.integer("channels", self.channels),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from ...contract import Keys, Source
 from ..sources import norm
 
-MOST: Final = 8   # paths of a block whose weights can be converted
+MOST: Final = 8   # largest number of paths of a block whose weights can be converted
 
 
 def path_keys(i: int) -> dict[str, str]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .common import REAL, cdiv, counters, empty_float32, is_last, launch
 
-AT_ONCE = tl.constexpr(1024)   # parts that the last program adds up at a time
-POSITIONS = 1024               # positions of the map that a program of `backward_kernel` processes
+AT_ONCE = tl.constexpr(1024)   # number of parts that the last program adds up at a time
+POSITIONS = 1024               # number of positions of the map that a program of `backward_kernel` processes
 
 
 class Norm(NamedTuple):

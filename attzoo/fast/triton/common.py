@@ -31,11 +31,11 @@ SAVED_DTYPE = torch.float32                # dtype of saved tensors
 REAL = tl.constexpr(tl.float32)     # dtype of sums; tests of the formulas set both to float64
 INFINITY = tl.constexpr(float("inf"))
 COMPILED: dict[Any, Any] = {}       # by arguments of a launch: the compiled kernel, and constants that it takes
-ROWS = 16         # samples per matrix product, the minimum of tl.dot
-MAX_COMPILED = 4096       # launches that are cached
+ROWS = 16         # number of samples per matrix product, the minimum of tl.dot
+MAX_COMPILED = 4096       # largest number of cached launches
 COUNTERS: dict[Any, Tensor] = {}   # by device and stream
 FEWEST_COUNTERS = 1024
-PROGRAMS = 528    # programs that fill a GPU, 4 per multiprocessor of an H200; a constant, for a constant order of sums
+PROGRAMS = 528    # number of programs that fill a GPU, 4 per multiprocessor of an H200; constant, for one order of sums
 
 
 # ---- in kernels ------------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from .common import (
     sample_and_positions,
 )
 
-POSITIONS_PER_PROGRAM = 128    # positions that a program processes
-TAPS = 16       # taps of the kernel that a program of `weight_kernel` processes
+POSITIONS_PER_PROGRAM = 128    # number of positions that a program processes
+TAPS = 16       # number of taps of the kernel that a program of `weight_kernel` processes
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def conv_kernel(
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
     sums = tl.zeros([BS], REAL)
-    for j in range(KD * KH * KW):   # not unrolled, because that would spill
+    for j in range(KD * KH * KW):   # not unrolled, because that would spill registers
         position, inside = tap(p, j, D, H, W, KD, KH, KW, False)
         inside = inside & (p < S)
         address = maps + n * 2 * S + position

@@ -38,10 +38,10 @@ from .common import (
 )
 from .passes import portion
 
-WIDE = 32    # channels that a program processes at a time: with 64, exact float32 products spill
+WIDE = 32    # number of channels that a program processes at a time: with 64, float32 products would spill registers
 PRECISION = tl.constexpr("ieee")   # no TF32, since these products take little time
-MAX_WEIGHTS = 65536   # weights of a layer that the last program of a sample may read: 256 KiB of float32
-MAX_UNITS = 128       # hidden units that it may hold
+MAX_WEIGHTS = 65536   # number of weights of a layer that the last program of a sample may read: 256 KiB of float32
+MAX_UNITS = 128       # number of hidden units that the last program of a sample may hold
 
 
 class Layers(NamedTuple):

@@ -10,7 +10,7 @@ from ...contract import Weight
 from ..common.keras import allow_empty_batch, keras, ops
 from ..weights.keras import initialize
 
-FEW = 8   # inputs per group up to which TensorFlow computes a grouped convolution as a sum of depthwise ones
+FEW = 8   # number of inputs per group up to which TensorFlow computes a grouped convolution as a sum of depthwise ones
 
 
 class Conv(keras.layers.Layer):

@@ -19,7 +19,7 @@ from ..resizing.torch import repeat
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-FEW = 256   # pixels in the batch below which computing a wider kernel costs more time than it saves
+FEW = 256   # number of pixels in the batch below which computing a wider kernel costs more time than it saves
 
 
 class Linear(nn.Linear):

@@ -50,7 +50,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x (N, C, *S) in the dtype of x."""
-        if guard.is_exporting():   # ONNX Runtime's variance is a difference, which is inexact if the mean is large
+        # ONNX Runtime computes the variance as E[x^2] - E[x]^2, which is inexact for a large mean: subtract it first.
+        if guard.is_exporting():
             means = x.unflatten(1, (self.num_groups, -1)).flatten(2).mean(2)   # (N, groups)
             x = x - expand(means.repeat_interleave(self.num_channels // self.num_groups, 1), x)
         y = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)

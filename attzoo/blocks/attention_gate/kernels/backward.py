@@ -27,7 +27,7 @@ from .resize import Grids, first_target, source_weight, target_counts
 from .tiles import BACKWARD, CENTRED, Tile, exact_tile
 from .weights import ProjectionGradients, Sums
 
-RESIDENT = PROGRAMS // 2   # programs with many registers that fill a GPU
+RESIDENT = PROGRAMS // 2   # number of programs that fill a GPU, if each uses many registers
 
 
 class ReluGradient(NamedTuple):

@@ -255,7 +255,7 @@ def gate(
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
-    BS = min(BS, 64) if u is None else BS   # resampling 128 positions spills
+    BS = min(BS, 64) if u is None else BS   # resampling 128 positions would spill registers
     G = 0 if u is None else u.shape[1]
     BG = min(BC, max(16, next_power_of_2(G)))
     options: dict[str, Any] = {"LAST": is_channels_last(x), "PRECISION": precision(x), "WHOLE": C <= BC}

@@ -17,7 +17,7 @@ from .forward import add_projection, precision
 from .projections import Projection, load_vector
 from .tiles import STATISTICS, Tile, exact_tile
 
-PARTS_AT_ONCE = 32   # parts that the last program adds up at a time
+PARTS_AT_ONCE = 32   # number of parts that the last program adds up at a time
 
 
 @triton.jit

@@ -37,7 +37,10 @@ CENTRED: Final = (   # backward pass with batch norm in training
 
 
 def exact_tile(tiles: Sequence[Tile], inner: int, channels: int) -> Tile:
-    """Return the smallest tile of at least `inner` inner channels and `channels` channels; the largest if none is."""
+    """Return the smallest tile for `inner` inner channels and, of the tiles with that BF, for `channels` channels.
+
+    Where no tile is large enough, the largest is returned.
+    """
     BF = min((tile.BF for tile in tiles if inner <= tile.BF), default=max(tiles).BF)
     same_inner = [tile for tile in tiles if tile.BF == BF]
     return min((tile for tile in same_inner if channels <= tile.BC), default=max(same_inner))

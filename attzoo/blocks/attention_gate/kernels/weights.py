@@ -14,7 +14,7 @@ from torch import Tensor
 from ....fast.triton.common import REAL, counters, empty_float32, is_last, launch, next_power_of_2
 from .projections import Projections, load_vector
 
-PARTS_AT_ONCE = 64   # parts that are added up at a time
+PARTS_AT_ONCE = 64   # number of parts that are added up at a time
 
 
 class Sums(NamedTuple):
