@@ -38,8 +38,8 @@ def atomic_write(path: Path, remove_old: bool = True) -> Iterator[Path]:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
-    if path.exists() and not path.is_file():   # a folder or a device
-        raise OSError(f"expected a file or no file at {path}, got a folder or a device: choose another path")
+    if path.exists() and not path.is_file():
+        raise OSError(f"expected a file or no file at {path}, got {_kind(path.stat().st_mode)}: choose another path")
     if path.exists() and not path.is_symlink() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
         raise PermissionError(f"expected a writable file at {path}, got a read-only file: make it writable")
     if remove_old:
@@ -215,8 +215,13 @@ def _lock(file: BinaryIO, wait: bool) -> bool | None:
 
 def _not_regular(path: Path, mode: int) -> OSError:
     """Return the error for a path that is not a regular file. `mode` is the file's st_mode."""
+    return OSError(f"expected a regular file at {path}, got {_kind(mode)}")
+
+
+def _kind(mode: int) -> str:
+    """Return what is at the path of a file that is not regular, such as "a folder", for an error. mode: its st_mode."""
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
-    return OSError(f"expected a regular file at {path}, got {kinds.get(stat.S_IFMT(mode), 'a device')}")
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:

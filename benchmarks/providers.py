@@ -183,7 +183,7 @@ def torch_candidates(subject: Subject) -> Iterator[TorchCandidate]:
     yield TorchCandidate(Provider("plain" if has_no_block else "attzoo"), subject, lambda: deepcopy(subject.ours))
     if has_kernels(subject):
         yield TorchCandidate(FUSED, subject, lambda: WithKernels(deepcopy(subject.ours)))
-    yield from of_networks(subject) if subject.case.network else of_blocks(subject)
+    yield from network_candidates(subject) if subject.case.network else block_candidates(subject)
 
 
 def has_kernels(subject: Subject) -> bool:
@@ -192,7 +192,7 @@ def has_kernels(subject: Subject) -> bool:
     return subject.device.type == "cuda" and block != "none" and attzoo.info(block).fused
 
 
-def of_blocks(subject: Subject) -> Iterator[TorchCandidate]:
+def block_candidates(subject: Subject) -> Iterator[TorchCandidate]:
     """Yield the candidates of a block besides attzoo's eager one: peers, and compiled forms if the case has them."""
     builds: dict[str, Callable[[], nn.Module]] = {
         library: partial(build_peer, source, subject.ours.spec, subject.arrays)
@@ -211,7 +211,7 @@ def of_blocks(subject: Subject) -> Iterator[TorchCandidate]:
                 yield TorchCandidate(Provider(library, form=form), subject, build, options, layout)
 
 
-def of_networks(subject: Subject) -> Iterator[TorchCandidate]:
+def network_candidates(subject: Subject) -> Iterator[TorchCandidate]:
     """Yield the candidates of a network besides attzoo's eager one.
 
     For ResNet-50 they have the peers' blocks. For the U-Net they are the network in plain torch and, in inference,

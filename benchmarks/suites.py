@@ -66,42 +66,42 @@ def suite(name: str, device: str, blocks: Sequence[str] = ()) -> Suite:
 
 def quick(device: str) -> Iterator[Case]:
     """Yield the cases of every block at its second shape in `sizes`, and of the networks."""
-    yield from (case for mode in BOTH for case in of_blocks(device, 1, mode))
+    yield from (case for mode in BOTH for case in block_cases(device, 1, mode))
     yield from networks(QUICK_IMAGES[device], QUICK_IMAGES[device])
 
 
 def full(device: str) -> Iterator[Case]:
     """Yield the base case of every block, its variations in one property, and the networks."""
-    smaller_cases = [case for mode in BOTH for case in of_blocks(device, 0, mode)]
+    smaller_cases = [case for mode in BOTH for case in block_cases(device, 0, mode)]
     yield from every_form(smaller_cases) if device == "cuda" else smaller_cases
     yield from networks(IMAGES[device], SCANS[device])
     for dtype in DTYPES[1:]:
         yield from (replace(case, dtype=dtype) for case in smaller_cases)
     yield from (replace(case, layout="channels last") for case in smaller_cases)
-    for case in of_blocks(device, 0, "inference"):   # one sample, for the latency
+    for case in block_cases(device, 0, "inference"):   # one sample, for the latency
         yield replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes))
-    yield from (case for mode in ("forward", "backward") for case in of_blocks(device, 0, mode))
+    yield from (case for mode in ("forward", "backward") for case in block_cases(device, 0, mode))
     for number in range(1 if device == "cuda" else 2, len(MAPS[device])):
-        yield from (case for mode in BOTH for case in of_blocks(device, number, mode))
+        yield from (case for mode in BOTH for case in block_cases(device, number, mode))
     yield from coarse(device)
     for shape in OTHER_RANKS[device]:
-        cases = [of_block(block, shape, mode) for mode in BOTH for block in attzoo.names()]
+        cases = [block_case(block, shape, mode) for mode in BOTH for block in attzoo.names()]
         yield from filter(takes, cases)
     for case in of_further_sources(device):
         yield replace(case, forms=EAGER | {"compiled"}) if device == "cuda" else case
     if device == "cpu":   # last, and at a smaller size, because compiling takes minutes on a CPU
-        yield from every_form(case for mode in BOTH for case in of_blocks(device, 1, mode))
+        yield from every_form(case for mode in BOTH for case in block_cases(device, 1, mode))
 
 
 def kernels(device: str) -> Iterator[Case]:
     """Yield the cases for which the fused kernels have goals, with peers eager and compiled, and the networks."""
-    yield from peer_compiled(case for mode in ("inference", "backward") for case in of_blocks(device, 0, mode))
+    yield from peer_compiled(case for mode in ("inference", "backward") for case in block_cases(device, 0, mode))
     yield from networks(IMAGES[device], SCANS[device])
-    gates = [of_block(block, SKIPS[device][0], "forward") for block in attzoo.names() if is_gate(block)]
+    gates = [block_case(block, SKIPS[device][0], "forward") for block in attzoo.names() if is_gate(block)]
     yield from peer_compiled([*gates, *coarse(device)])
     yield from of_further_goals(device)
     for number in range(1, len(MAPS[device])):
-        cases = [case for mode in ("inference", "backward") for case in of_blocks(device, number, mode)]
+        cases = [case for mode in ("inference", "backward") for case in block_cases(device, number, mode)]
         yield from peer_compiled(case for case in cases if any(goal.sides for goal in goals(case.block).calls))
 
 
@@ -112,7 +112,7 @@ WIN_KINDS: Final = (("float32", LAYOUTS[0]), ("bfloat16", LAYOUTS[1]), ("bfloat1
 def wins(device: str) -> Iterator[Case]:
     """Yield the cases for the table of recorded wins: the sizes, dtypes and layouts that kernels("auto") looks at."""
     for number, (dtype, layout) in product(WIN_SIZES, WIN_KINDS):
-        cases = [case for mode in BOTH for case in of_blocks(device, number, mode)]
+        cases = [case for mode in BOTH for case in block_cases(device, number, mode)]
         cases += coarse(device) if number == WIN_SIZES[0] else ()
         yield from (replace(case, dtype=dtype, layout=layout) for case in cases)
 
@@ -135,15 +135,15 @@ def every_form(cases: Iterable[Case]) -> Iterator[Case]:
     yield from (replace(case, forms=EVERY) for case in cases)
 
 
-def of_blocks(device: str, number: int, mode: str) -> Iterator[Case]:
+def block_cases(device: str, number: int, mode: str) -> Iterator[Case]:
     """Yield a case of every block in `mode`, at the shape with index `number` in `sizes`, if there is one."""
     for block in attzoo.names():
         shapes = sizes(block, device)
         if number < len(shapes):
-            yield of_block(block, shapes[number], mode)
+            yield block_case(block, shapes[number], mode)
 
 
-def of_block(block: str, shape: tuple[int, ...], mode: str) -> Case:
+def block_case(block: str, shape: tuple[int, ...], mode: str) -> Case:
     """Return the case of a block at the shape of x, in the variant that the reference computes."""
     return Case(block, inputs(block, shape), mode, variant=reference_variant(block))
 

@@ -347,7 +347,9 @@ def test_convert_refuses_targets_that_it_cannot_write(saved, tmp_path):
     absent = tmp_path / "absent"
     assert error_of("convert", str(path), str(absent / "gate.pt")) == f"attzoo: {absent}: No such file or directory"
     (tmp_path / "folder.pt").mkdir()
-    assert "expected a file or no file" in error_of("convert", str(path), str(tmp_path / "folder.pt"))
+    error = error_of("convert", str(path), str(tmp_path / "folder.pt"))
+    assert "expected a file or no file" in error
+    assert "got a folder: choose another path" in error
     absent = absent.with_suffix(".safetensors")
     assert error_of("convert", str(absent), "gate.pt") == f"attzoo: {absent}: No such file or directory"
 

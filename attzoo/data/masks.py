@@ -34,13 +34,13 @@ class Stored:
     Attributes:
         values: (*S), integers; if `are_colors`, each is a colour encoded by `labels.encode_color`.
         are_colors: whether `values` are encoded colours.
-        source: the metadata of the file.
+        info: the metadata of the file.
         palette: (K, 3), the colour of each palette index; None if the file has no palette or `are_colors`.
     """
 
     values: NDArray[np.int64]
     are_colors: bool
-    source: FileInfo
+    info: FileInfo
     palette: NDArray[Any] | None = None
 
     def counts(self) -> Counter[Value]:
@@ -57,7 +57,7 @@ class Stored:
         if isinstance(value, tuple):
             return value
         if self.palette is None:
-            return (int(self.source.greys(np.array(value))),) * 3
+            return (int(self.info.greys(np.array(value))),) * 3
         red, green, blue = self.palette[value].tolist() if 0 <= value < len(self.palette) else (0, 0, 0)
         return red, green, blue
 
@@ -76,23 +76,23 @@ def read_stored(path: Path, labels: Labels | None = None) -> Stored:
             if only the opacity differs between pixels; if all colours of its palette are equal; if pixels have the
             value that the file declares as no data; or if a value is not an integer. The message names the file.
     """
-    source = describe_mask(path)
+    info = describe_mask(path)
     with naming(path):
-        array = source.samples()
+        array = info.samples()
         if labels is None:
-            _check_data(array, source.no_data)
-        if source.opacity is not None:
-            array = _without_opacity(array, source.opacity)
-        palette = source.palette
+            _check_data(array, info.no_data)
+        if info.opacity is not None:
+            array = _without_opacity(array, info.opacity)
+        palette = info.palette
         by_color = labels is not None and labels.are_colors
-        if palette is not None and (by_color or not source.has_stable_indices):
+        if palette is not None and (by_color or not info.has_stable_indices):
             array, palette = _in_colors(array, palette), None
         elif by_color and len(array) == 1:
-            array = source.greys(_integers(array))
+            array = info.greys(_integers(array))
         array = _integers(array)
         if by_color or (array != array[:1]).any():
-            return Stored(_color_codes(array), True, source)
-        return Stored(array[0], False, source, palette)
+            return Stored(_color_codes(array), True, info)
+        return Stored(array[0], False, info, palette)
 
 
 def _check_data(array: NDArray[Any], no_data: float | None) -> None:
@@ -149,10 +149,10 @@ def describe_mask(path: Path) -> FileInfo:
         ValueError: if the file cannot be read, or its format changes values. The message names the file.
     """
     with naming(path):
-        source = describe(path)
-        if source.not_a_mask:
-            raise ValueError(source.not_a_mask)
-        return source
+        info = describe(path)
+        if info.not_a_mask:
+            raise ValueError(info.not_a_mask)
+        return info
 
 
 def _integers(array: NDArray[Any]) -> NDArray[np.int64]:

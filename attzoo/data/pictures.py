@@ -110,10 +110,10 @@ def webp(path: Path) -> FileInfo:
     Only a lossless WebP without opacity can be a mask: WebP may change the colours of transparent pixels.
     """
     lossy = "expected a mask in a lossless format, got lossy WebP; save the mask as PNG"
-    source = by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
-    if source.opacity is not None and not source.not_a_mask:
-        return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change values"))
-    return source
+    info = by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
+    if info.opacity is not None and not info.not_a_mask:
+        return replace(info, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change values"))
+    return info
 
 
 def _is_lossless_webp(path: Path) -> bool:
@@ -186,15 +186,15 @@ def jpeg_2000(path: Path) -> FileInfo:
     """Return the metadata of a JPEG 2000, from the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1).
 
     Raises:
-        ValueError: if the channels have different depths or more than 16 bits.
+        ValueError: if the channels have different integer types or more than 16 bits, or if there are none.
     """
     data = path.read_bytes()
     start = data.index(b"\xff\x4f\xff\x51") + 8   # skip SOC, SIZ, its length and capabilities
     width, height, left, top, _, _, _, _, channels = struct.unpack_from(">8IH", data, start)
-    depths = set(data[start + 34 : start + 34 + 3 * channels : 3])
-    if len(depths) != 1 or (depth := depths.pop()) & 127 > 15:
-        got = f"channels of different depths, or of more than 16 bits: {TO_PNG}"
-        raise ValueError(f"expected channels of equal depth, of at most 16 bits, got {got}")
+    depths = set(data[start + 34 : start + 34 + 3 * channels : 3])   # bits - 1, plus 128 for signed integers
+    if len(depths) != 1 or (depth := min(depths)) & 127 > 15:
+        got = " and ".join(f"{'' if depth & 128 else 'u'}int{(depth & 127) + 1}" for depth in sorted(depths))
+        raise ValueError(f"expected channels of one integer type, of at most 16 bits, got {got or 'none'}: {TO_PNG}")
     bits, kind = (depth & 127) + 1, "i" if depth & 128 else "u"
     dtype = np.dtype(f"{kind}{1 if bits <= 8 else 2}")
     return FileInfo(

@@ -31,19 +31,19 @@ def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
             integers do not fill the range of their dtype. The message names the file.
     """
     path = Path(path)
-    source = describe_image(path)
+    info = describe_image(path)
     with naming(path):
-        array = source.samples()
-        if source.no_data is not None and (count := np.count_nonzero(array == source.no_data)):
-            got = f"{count} pixels of {source.no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
+        array = info.samples()
+        if info.no_data is not None and (count := np.count_nonzero(array == info.no_data)):
+            got = f"{count} pixels of {info.no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
             fix = "fill these pixels, or if the value was measured there, run gdal_edit.py -unsetnodata on the file"
             raise ValueError(f"expected measured pixels, got {got}: {fix}")
-        if source.palette is not None:
-            array = _colors(array[0], source.palette)
+        if info.palette is not None:
+            array = _colors(array[0], info.palette)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             count = np.count_nonzero(~np.isfinite(array))
             raise ValueError(f"expected finite numbers, got NaN or infinity {count} times: replace them in the file")
-        return _to_unit(array, source) if unit else array
+        return _to_unit(array, info) if unit else array
 
 
 def describe_image(path: Path) -> FileInfo:
@@ -54,10 +54,10 @@ def describe_image(path: Path) -> FileInfo:
             names the file.
     """
     with naming(path):
-        source = describe(path)
-        if source.not_an_image:
-            raise ValueError(source.not_an_image)
-        return source
+        info = describe(path)
+        if info.not_an_image:
+            raise ValueError(info.not_an_image)
+        return info
 
 
 def read_shape(path: str | Path) -> tuple[int, ...]:
@@ -74,17 +74,17 @@ def _colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(palette[indices], -1, 0))
 
 
-def _to_unit(array: NDArray[Any], source: FileInfo) -> NDArray[Any]:
+def _to_unit(array: NDArray[Any], info: FileInfo) -> NDArray[Any]:
     """Return samples as float32, with integers divided by the largest integer of their declared bits.
 
     Args:
         array: the samples, or the colours if the file has a palette.
-        source: the metadata of the file.
+        info: the metadata of the file.
 
     Raises:
         ValueError: as `check_range`.
     """
-    largest = source.largest if source.palette is None else np.iinfo(source.palette.dtype).max
+    largest = info.largest if info.palette is None else np.iinfo(info.palette.dtype).max
     if array.dtype.kind not in "iu" or largest is None:
         return array.astype(np.float32)
     check_range(array, largest)

@@ -94,15 +94,15 @@ class Folder:
         self.labels = labels
         self.classes = _checked_classes(len(labels.values) if labels and classes is None else classes)
         self.seed = contract.integer("seed", seed, 0)
-        sources, self.geometries = describe_pairs(self.pairs)
-        images = [(image, source.image_dtype) for (image, _), source in zip(self.pairs, sources, strict=True)]
-        for (image, _), source in zip(self.pairs, sources, strict=True):
+        infos, self.geometries = describe_pairs(self.pairs)
+        images = [(image, info.image_dtype) for (image, _), info in zip(self.pairs, infos, strict=True)]
+        for (image, _), info in zip(self.pairs, infos, strict=True):
             with adding_path(image):
-                self.preparation.check_bits(source)
+                self.preparation.check_bits(info)
         check_scales(self.preparation, images)
-        self.shapes = [source.image_shape for source in sources]
+        self.shapes = [info.image_shape for info in infos]
         self.first_image = images[0]
-        self.dtypes = Counter(source.image_dtype.name for source in sources)
+        self.dtypes = Counter(info.image_dtype.name for info in infos)
         self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
         size = self.preparation.size
         if size is not None and len(size) != self.spatial_dims:

@@ -26,13 +26,13 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
         ValueError: images differ in their number of channels or axes, or a mask has another size, orientation, voxel
             grid or other map coordinates than its image. The message has the paths.
     """
-    sources: list[FileInfo] = []
+    image_infos: list[FileInfo] = []
     geometries: list[Geometry] = []
     first_path = pairs[0][0]
     for image, mask in pairs:
         image_info, mask_info = describe_image(image), describe_mask(mask)
-        sources.append(image_info)
-        shape, expected = image_info.image_shape, sources[0].image_shape
+        image_infos.append(image_info)
+        shape, expected = image_info.image_shape, image_infos[0].image_shape
         if len(shape) != len(expected):
             got = f"{first_path} with {len(expected) - 1} and {image} with {len(shape) - 1}"
             fix = "put pictures and volumes into different folders"
@@ -48,7 +48,7 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
         check_same_map(image, image_info, mask, mask_info)
         if geometry := check_same_grid(image, mask):
             geometries.append(geometry)
-    return sources, geometries
+    return image_infos, geometries
 
 
 def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype[Any]]]) -> None:

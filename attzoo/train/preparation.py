@@ -56,13 +56,13 @@ class Preparation:
             return "any"
         return "floats" if dtype.kind == "f" else "integers" if self.normalise == "unit" else dtype.name
 
-    def check_bits(self, image: FileInfo) -> None:
+    def check_bits(self, info: FileInfo) -> None:
         """Raise ValueError for an image of 2 or 4 bits, if `normalise` is "none".
 
         Programs may save a picture with fewer bits, which multiplies its integers by another factor.
         """
-        if self.normalise == "none" and image.has_few_bits:
-            got = f"integers up to {image.largest}, which stand for greys up to 255"
+        if self.normalise == "none" and info.has_few_bits:
+            got = f"integers up to {info.largest}, which stand for greys up to 255"
             fix = "save the image with 8 bits, or set --normalise unit"
             raise ValueError(f"expected an image of 8 bits or more for --normalise none, got {got}: {fix}")
 

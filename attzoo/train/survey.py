@@ -62,7 +62,7 @@ def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | 
             totals.masks.update({value_of(value) for value in counts})
             totals.lost.update({value_of(value) for value in lost})
         if not stored.are_colors:
-            kind = PALETTE if stored.palette is not None else WHITE_LEAST if stored.source.is_white_least else GREY
+            kind = PALETTE if stored.palette is not None else WHITE_LEAST if stored.info.is_white_least else GREY
             for value in counts:
                 by_value.colors.setdefault((value, stored.color(value), kind), path)
             by_value.holders.setdefault(frozenset({1, IGNORE} & counts.keys()), path)

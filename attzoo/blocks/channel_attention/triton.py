@@ -11,6 +11,6 @@ from typing import Final
 from ...fast.cases import KernelCase
 from ...fast.triton import channel_gate, perceptron
 
-KERNELS = channel_gate.kernels("channel_attention", channel_gate.of_perceptron(uses_maxima=True))
+KERNELS = channel_gate.kernels("channel_attention", channel_gate.perceptron_coefficients(uses_maxima=True))
 fused = partial(channel_gate.call, KERNELS, perceptron.layers_of)
 CASES: Final = (KernelCase(launches=(2, 2, 3)), KernelCase({"gate": "hard_sigmoid"}, rare=True))

@@ -11,7 +11,7 @@ from typing import Final
 from ...fast.cases import KernelCase
 from ...fast.triton import channel_gate, perceptron
 
-KERNELS = channel_gate.kernels("se", channel_gate.of_perceptron(uses_maxima=False))
+KERNELS = channel_gate.kernels("se", channel_gate.perceptron_coefficients(uses_maxima=False))
 fused = partial(channel_gate.call, KERNELS, perceptron.layers_of)
 CASES: Final = (
     KernelCase(launches=(2, 2, 3)),

@@ -111,7 +111,7 @@ def call(
 # ---- the perceptron --------------------------------------------------------------------------------------------------
 
 
-def of_perceptron(uses_maxima: bool) -> Coefficients:
+def perceptron_coefficients(uses_maxima: bool) -> Coefficients:
     """Return the coefficients of SE, or, with uses_maxima=True, of channel attention, which also uses maxima."""
     return Coefficients(
         "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, str act",
