@@ -123,8 +123,8 @@ def _states(
         return [next(states) if part.spec.weights else PartState({}, part.path, "path") for part in parts]
     if not parts:
         return []
-    outer = _outer_prefix(parts, state)
-    by_path = [_state_at(part.path, outer, options, state) for part, options in zip(parts, layouts, strict=True)]
+    outer_prefix = _outer_prefix(parts, state)
+    by_path = [_state_at(part.path, outer_prefix, options, state) for part, options in zip(parts, layouts, strict=True)]
     if not any(stored.state for stored in by_path):
         return _in_order(parts, layouts, state, source)
     keys: dict[str, Part] = {}

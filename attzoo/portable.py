@@ -143,9 +143,9 @@ def convert(block: Any, *, backend: str) -> Any:
         raise TypeError(f"expected a block, got {got}: {fix}")
     (part,) = parts
     part.check_layers()
-    converted = _make(part.spec, backend, adapter(backend_of(part.block)).dtype(part.block))
-    load_weights(converted, part.read())
-    return converted
+    new_block = _make(part.spec, backend, adapter(backend_of(part.block)).dtype(part.block))
+    load_weights(new_block, part.read())
+    return new_block
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:

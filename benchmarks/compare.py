@@ -10,7 +10,7 @@ from typing import Final
 
 from .figures import count, seconds, times
 from .report import check_comparable, table
-from .runs import COPY, LEAST, Row, Run, read
+from .runs import COPY, MIN_DIFFERENCE, Row, Run, read
 from .tables import Table
 from .timer import Spread
 
@@ -116,13 +116,13 @@ def _moved(old: Row, new: Row, drift: float) -> str | None:
 
 
 def _direction(old: Spread, new: Spread, drift: float = 1.0) -> str | None:
-    """Return "slower" or "faster" if the quartiles are disjoint and the medians differ by LEAST, else None.
+    """Return "slower" or "faster" if the quartiles are disjoint and the medians differ by MIN_DIFFERENCE, else None.
 
-    LEAST is a fraction. New times are divided by `drift` first.
+    MIN_DIFFERENCE is a fraction. New times are divided by `drift` first.
     """
-    if new.low / drift > old.high and new.median / drift > (1 + LEAST) * old.median:
+    if new.low / drift > old.high and new.median / drift > (1 + MIN_DIFFERENCE) * old.median:
         return "slower"
-    return "faster" if new.high / drift < old.low and new.median / drift < old.median / (1 + LEAST) else None
+    return "faster" if new.high / drift < old.low and new.median / drift < old.median / (1 + MIN_DIFFERENCE) else None
 
 
 def to_markdown(changed: Iterable[Change], old: Run, new: Run) -> str:

@@ -24,7 +24,7 @@ import torch
 from .timer import Call, Turn
 
 CACHES: Final = 4        # all sets of inputs together are at least this many times the L2 cache
-MOST: Final = 16         # largest number of sets of inputs
+MAX_INPUT_SETS: Final = 16         # largest number of sets of inputs
 WAIT: Final = 200_000    # cycles, about 100 us: longer than the host takes to queue a replay and an event
 LARGE: Final = 1 << 30   # bytes of the copy that measures memory bandwidth
 SMALL: Final = 32 << 20  # bytes of the tensor that is read repeatedly from the L2 cache
@@ -34,8 +34,8 @@ QUERIES: Final = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu"
 
 
 def sets(size: int, cache: int) -> int:
-    """Return how many sets of inputs of `size` bytes exceed CACHES times the cache, at most MOST."""
-    return max(1, min(MOST, ceil(CACHES * cache / size)))
+    """Return how many sets of inputs of `size` bytes exceed CACHES times the cache, at most MAX_INPUT_SETS."""
+    return max(1, min(MAX_INPUT_SETS, ceil(CACHES * cache / size)))
 
 
 def capture_graph(call: Call) -> Any:

@@ -48,9 +48,9 @@ class KerasCandidate:
 
     def twin(self) -> KerasCandidate:
         """Return a copy with another layer, by which the provider is also timed against itself."""
-        twin = replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
-        twin.outputs()
-        return twin
+        control = replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
+        control.outputs()
+        return control
 
     def outputs(self) -> list[Tensor]:
         """Return the output and, in training, the input gradients. Raises Failed."""

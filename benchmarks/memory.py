@@ -17,7 +17,7 @@ from .timer import Call
 def saved_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Return the bytes that autograd saves for the backward pass, without inputs, parameters and buffers."""
     inputs = [x.detach().requires_grad_() for x in inputs]
-    known = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, *module.parameters(), *module.buffers()]}
+    addresses = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, *module.parameters(), *module.buffers()]}
     saved_tensors: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -27,7 +27,8 @@ def saved_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(*inputs)
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in saved_tensors.items() if address not in known)
+    new_tensors = [tensor for address, tensor in saved_tensors.items() if address not in addresses]
+    return sum(tensor.untyped_storage().nbytes() for tensor in new_tensors)
 
 
 def peak_bytes(call: Call) -> int:

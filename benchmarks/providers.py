@@ -231,8 +231,9 @@ def network_candidates(subject: Subject) -> Iterator[TorchCandidate]:
 def peers(subject: Subject) -> dict[str, Source]:
     """Return the blocks of other libraries that compute the subject's variant for inputs of its rank, by library."""
     case, rank = subject.case, len(subject.case.shapes[0]) - 2
-    known = sources(case.block).values() if case.block != "none" else ()
-    return {source.library: source for source in known if source.variant == case.variant and rank in source.ranks}
+    library_sources = sources(case.block).values() if case.block != "none" else ()
+    usable_sources = [source for source in library_sources if source.variant == case.variant and rank in source.ranks]
+    return {source.library: source for source in usable_sources}
 
 
 def with_peer(ours: nn.Module, source: Source) -> nn.Module:

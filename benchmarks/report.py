@@ -15,7 +15,7 @@ from .tables import Section, Table
 
 TITLE: Final = "What attention blocks cost"
 PAGE: Final = Path(__file__).with_name("page.html")
-SPECIAL: Final = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {sign: f"\\{sign}" for sign in "\\|*`["})
+ESCAPES: Final = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {sign: f"\\{sign}" for sign in "\\|*`["})
 
 
 def report(files: Sequence[Path], *, html: bool = False, across: bool = False) -> str:
@@ -85,7 +85,7 @@ def table(content: Table) -> str:
 
 def _escape(text: str) -> str:
     """Return text on one line with Markdown's special characters escaped."""
-    return " ".join(text.split()).translate(SPECIAL)
+    return " ".join(text.split()).translate(ESCAPES)
 
 
 def page(runs: Sequence[Run]) -> str:

@@ -14,7 +14,7 @@ from .cases import Case
 from .timer import Spread
 
 SCHEMA: Final = 2
-LEAST: Final = 0.05   # least relative difference of "faster" and "slower": other code addresses change times as much
+MIN_DIFFERENCE: Final = 0.05   # relative, of "faster" and "slower": other code addresses change times as much
 STATUS: Final = ("timed", "unsteady", "wrong", "failed")
 
 
@@ -93,13 +93,13 @@ class Row:
     def verdict(self) -> str:
         """Return "faster", "slower" or "same" than the reference, or the status if there is no ratio.
 
-        "faster" and "slower" require a difference of LEAST and disjoint quartiles of ratio and control.
+        "faster" and "slower" require a difference of MIN_DIFFERENCE and disjoint quartiles of ratio and control.
         """
         if self.status != "timed" or self.ratio is None or self.control is None:
             return self.status
-        if self.ratio.low > max(1.0, self.control.high) and self.ratio.median > 1 + LEAST:
+        if self.ratio.low > max(1.0, self.control.high) and self.ratio.median > 1 + MIN_DIFFERENCE:
             return "slower"
-        faster = self.ratio.high < min(1.0, self.control.low) and self.ratio.median < 1 / (1 + LEAST)
+        faster = self.ratio.high < min(1.0, self.control.low) and self.ratio.median < 1 / (1 + MIN_DIFFERENCE)
         return "faster" if faster else "same"
 
 

@@ -75,8 +75,8 @@ def summary(runs: Sequence[Run]) -> Section:
     statuses = Counter(row.status for row in rows)
     cases = len({row.case for row in rows})
     counts = f"{count(cases, 'case')}, {count(statuses['timed'], 'timing')}" if rows else "nothing was timed"
-    untimed = ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "timed")
-    text = [f"Measured on {' and '.join(machines)}: {counts}{f'; {untimed}' if untimed else ''}."]
+    untimed_text = ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "timed")
+    text = [f"Measured on {' and '.join(machines)}: {counts}{f'; {untimed_text}' if untimed_text else ''}."]
     if rows:
         text.append(f"{_clocks_text(rows)} All providers of a case are timed alternately in the same rounds, after "
                     "their outputs and gradients have been verified against the block in float64.")

@@ -283,6 +283,6 @@ def tiny():
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
         patch.setattr(maps, "POSITIONS_PER_PROGRAM", 16)
-        for module in kernel_modules("WIDE"):
-            patch.setattr(module, "WIDE", 16)
+        for module in kernel_modules("CHANNELS_AT_ONCE"):
+            patch.setattr(module, "CHANNELS_AT_ONCE", 16)
         yield

@@ -386,7 +386,7 @@ def test_the_printed_table_is_one_that_kernels_auto_uses(tmp_path, monkeypatch):
         def __init__(self, samples):
             self.numel, self.is_contiguous = lambda: samples * 8 * 4 * 4, lambda: True
 
-    monkeypatch.setattr(choice, "LEAST", min_elements_by_case(names["WINS"]))
+    monkeypatch.setattr(choice, "MIN_ELEMENTS", min_elements_by_case(names["WINS"]))
     monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
     with torch.no_grad():
         se = attzoo.get("se", backend="torch")

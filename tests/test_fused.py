@@ -64,7 +64,7 @@ def test_recorded_win_applies_only_to_its_conditions(monkeypatch):
 
     monkeypatch.setattr(choice, "capability", lambda device: device)
     win = Win("SE", (9, 0), "float16", True, True, 100, "a file")
-    monkeypatch.setattr(choice, "LEAST", min_elements_by_case([win]))
+    monkeypatch.setattr(choice, "MIN_ELEMENTS", min_elements_by_case([win]))
     won = {"is_cuda": True, "device": (9, 0), "dtype": torch.float16, "last": True, "elements": 100}
     assert choice.has_recorded_win(KIND["se"], X(**won))
     assert choice.has_recorded_win(KIND["se"], X(**won | {"elements": 1000}))
@@ -220,7 +220,7 @@ def test_old_triton_and_other_gpus_raise(monkeypatch):
     block, x = build("se"), draw(2, 8, 4, 3)
     with monkeypatch.context() as patch:
         patch.setattr(choice, "TRITON", "3.5.1")
-        patch.setattr(choice, "EARLY", True)
+        patch.setattr(choice, "EARLY_TRITON", True)
         with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"need Triton 3\.6 or later, got 3\.5\.1"):
             block(x)
     assert uses_kernels(block, x)

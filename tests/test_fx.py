@@ -197,5 +197,5 @@ def test_tracing_never_uses_kernels(monkeypatch):
     monkeypatch.setattr(choice, "unavailable", lambda: None)
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"torch\.fx cannot trace the kernels"):
         fx.symbolic_trace(block)
-    monkeypatch.setattr(choice, "LEAST", {(): 0})   # a kernel is faster for some input
+    monkeypatch.setattr(choice, "MIN_ELEMENTS", {(): 0})   # a kernel is faster for some input
     fx.symbolic_trace(block)

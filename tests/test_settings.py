@@ -225,7 +225,7 @@ def test_backward_pass_has_the_setting_of_its_caller_in_every_thread():
 
 def test_torch_that_is_too_old_for_kernels_is_refused(monkeypatch):
     block, x = attzoo.create("se", 8, backend="torch"), torch.ones(2, 8, 3, 3)
-    for name, value in (("ABSENT", False), ("EARLY", False), ("EARLY_TORCH", True)):
+    for name, value in (("ABSENT", False), ("EARLY_TRITON", False), ("EARLY_TORCH", True)):
         monkeypatch.setattr(choice, name, value)
     message = f"the kernels need PyTorch 2.11 or later, got {torch.__version__}; "
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=re.escape(message)):

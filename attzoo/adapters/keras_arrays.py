@@ -48,14 +48,14 @@ def stored_dtype(value: Any, name: str) -> str:
 
     name: canonical name of the variable, for the error.
     """
-    declared = str(keras.backend.standardize_dtype(value.dtype))
-    stored = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
-    if (got := str(keras.backend.standardize_dtype(stored))) != declared:
+    declared_dtype = str(keras.backend.standardize_dtype(value.dtype))
+    value_dtype = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
+    if (got := str(keras.backend.standardize_dtype(value_dtype))) != declared_dtype:
         raise ValueError(
-            f"expected {name} in {declared}, the dtype of its block, got {got}: JAX has float64 only if"
+            f"expected {name} in {declared_dtype}, the dtype of its block, got {got}: JAX has float64 only if"
             " JAX_ENABLE_X64=1 is set in the environment before JAX is imported"
         )
-    return declared
+    return declared_dtype
 
 
 def numpy_copy(tensor: Any) -> Array:

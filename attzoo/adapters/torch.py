@@ -91,11 +91,12 @@ def check_layers(block: Any, cls: type[Any]) -> None:
         find(block, next(iter(block.spec.weights)))   # raises the error
     expected = dict(_reference(block, cls).named_modules(remove_duplicate=False))
     modules = block.named_modules(remove_duplicate=False)
-    present = {path.replace("._orig_mod", ""): module for path, module in modules}   # without wrappers of torch.compile
-    for path in {**expected, **present}:
+    # without wrappers of torch.compile
+    modules_by_path = {path.replace("._orig_mod", ""): module for path, module in modules}
+    for path in {**expected, **modules_by_path}:
         if path not in expected and "parametrizations" in path.split("."):
             continue
-        created, got = expected.get(path), present.get(path)
+        created, got = expected.get(path), modules_by_path.get(path)
         if created is None or got is None or not _is_kind(got, kind := type(created)):
             raise changed_layer(path, block, _described(created), _described(got))
         if kind.extra_repr(got) != created.extra_repr():

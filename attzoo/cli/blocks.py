@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..testing import Finding
 
 PACKAGES: Final = ("numpy", "safetensors", "torch", "keras", "tensorflow", "jax", "triton")
-ABORTS: Final = (
+ABORT_TEXT: Final = (
     "TensorFlow 2.20 and 2.21 abort the process when triton is loaded after them, as PyTorch's optimizers do: "
     "import attzoo.keras, or triton, before TensorFlow."
 )
@@ -129,8 +129,8 @@ def triton_warning() -> str | None:
         "loaded" if package in sys.modules else bool(find_spec(package)) for package in ("tensorflow", "triton")
     )
     if tensorflow == "loaded" and triton is True:
-        return f"warning: TensorFlow was loaded before triton. {ABORTS}"
-    return f"note: TensorFlow and triton are installed. {ABORTS}" if tensorflow and triton else None
+        return f"warning: TensorFlow was loaded before triton. {ABORT_TEXT}"
+    return f"note: TensorFlow and triton are installed. {ABORT_TEXT}" if tensorflow and triton else None
 
 
 def versions() -> str:
@@ -145,13 +145,13 @@ def versions() -> str:
 
 def _installed() -> list[str]:
     """Import every backend that is installed, and return their names. Print the errors of the others to stderr."""
-    loaded = []
+    backends = []
     for backend in Backend:
         try:
-            loaded.append(_loaded(backend))
+            backends.append(_loaded(backend))
         except ImportError as err:
             typer.echo(f"not checked: {one_line(err)}", err=True)
-    return loaded
+    return backends
 
 
 def _loaded(backend: str) -> str:

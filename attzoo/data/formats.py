@@ -48,6 +48,6 @@ def describe(path: Path) -> FileInfo:
     for _, signatures, reader in READERS:
         if first_bytes.startswith(signatures):
             return reader(path)
-    readable = f"{', '.join(name for name, _, _ in READERS)}, or a volume as .npy, .nii or .nii.gz"
+    readable_formats = f"{', '.join(name for name, _, _ in READERS)}, or a volume as .npy, .nii or .nii.gz"
     got = DICOM if is_dicom(first_bytes) else f"another format: {TO_PNG}, or a volume to .nii.gz"
-    raise ValueError(f"expected {readable}, got {got}")
+    raise ValueError(f"expected {readable_formats}, got {got}")

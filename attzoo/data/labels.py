@@ -11,8 +11,8 @@ from .. import contract
 
 IGNORE: Final = 255   # the class index that losses and metrics ignore
 SHIFT: Final = 16     # bits of one channel in the integer code of a colour
-SHOWN: Final = 8      # largest number of values that an error lists
-BLENDED: Final = (
+MAX_LISTED: Final = 8      # largest number of values that an error lists
+BLENDING_HINT: Final = (
     "or if smoothing or resizing made these values, save masks without smoothing and resize by nearest neighbour"
 )
 
@@ -120,7 +120,7 @@ def option_of(values: Sequence[Value | str]) -> str:
 
 
 def shown(counts: Mapping[Any, int]) -> str:
-    """Return values and their numbers of pixels as text for a message; of more than `SHOWN`, only the most frequent.
+    """Return values and their numbers of pixels as text for a message; only the MAX_LISTED most frequent.
 
     Args:
         counts: number of pixels of each value.
@@ -128,7 +128,7 @@ def shown(counts: Mapping[Any, int]) -> str:
     >>> shown({0: 90, 128: 10})
     '0 in 90 pixels, 128 in 10 pixels'
     """
-    most_frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:SHOWN])
+    most_frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:MAX_LISTED])
     texts = [f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in most_frequent]
     remaining = len(counts) - len(most_frequent)
     return ", ".join(texts) + (f" and {remaining} more values" if remaining else "")
@@ -156,7 +156,7 @@ def check_values(counts: Mapping[Value, int]) -> None:
         counts: number of pixels of each value; the values are all integers or all colours.
     """
     values = sorted(counts)
-    fix = f"set their classes with {option_of(values if len(values) <= SHOWN else [*values[:2], '...'])}"
+    fix = f"set their classes with {option_of(values if len(values) <= MAX_LISTED else [*values[:2], '...'])}"
     if isinstance(values[0], tuple):
         raise ValueError(f"expected one integer per pixel, got colours: {shown(counts)}; {fix}")
     if values[0] < 0:
@@ -174,8 +174,8 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
     """
     known_values = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
     if unknown := {value: count for value, count in counts.items() if value not in known_values}:
-        is_short = len(labels.values) <= SHOWN
+        is_short = len(labels.values) <= MAX_LISTED
         expected = option_of(labels.values) if is_short else f"the {len(labels.values)} in --labels"
-        blended_text = f", {BLENDED}" if len(unknown) > SHOWN else ""
+        blended_text = f", {BLENDING_HINT}" if len(unknown) > MAX_LISTED else ""
         fix = f"add these values to --labels{blended_text}"
         raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: {fix}")

@@ -109,10 +109,11 @@ def webp(path: Path) -> FileInfo:
 
     Only a lossless WebP without opacity can be a mask: WebP may change the colours of transparent pixels.
     """
-    lossy = "expected a mask in a lossless format, got lossy WebP; save the mask as PNG"
-    info = by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
+    lossy_message = "expected a mask in a lossless format, got lossy WebP; save the mask as PNG"
+    info = by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy_message)
     if info.opacity is not None and not info.not_a_mask:
-        return replace(info, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change values"))
+        message = lossy_message.replace("lossy WebP", "WebP with opacity, which may change values")
+        return replace(info, not_a_mask=message)
     return info
 
 

@@ -22,7 +22,7 @@ TO_NIFTI: Final = "convert it to .nii.gz"
 TO_PNG: Final = "convert it to PNG or TIFF"
 SCALED: Final = (1, 3, 15)   # largest integers of greys of 1, 2 and 4 bits, which programs scale to 0 to 255
 DICOM: Final = "DICOM: convert the series to .nii.gz, for example with dcm2niix"
-UNREAD: Final = {   # endings of unsupported images and volumes, and how to make them readable
+UNREADABLE_ENDINGS: Final = {   # endings of unsupported images and volumes, and how to make them readable
     **dict.fromkeys((".dcm", ".dicom", ".ima"), DICOM),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img", ".mnc"), TO_NIFTI),
     **dict.fromkeys((".tga", ".pfm", ".pam", ".psd", ".lsm", ".stk", ".jxr", ".jls", ".fits", ".svs", ".ndpi"), TO_PNG),
@@ -142,7 +142,7 @@ def unsupported_format(path: Path) -> str | None:
     """
     if has_known_ending(path):
         return None
-    if fix := UNREAD.get(Path(path.name.lower().removesuffix(".gz")).suffix):
+    if fix := UNREADABLE_ENDINGS.get(Path(path.name.lower().removesuffix(".gz")).suffix):
         return fix
     with suppress(OSError), open_regular(path) as file:
         return DICOM if is_dicom(file.read(132)) else None

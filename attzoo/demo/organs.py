@@ -27,7 +27,7 @@ SETTINGS: Final = Settings(channels=(8, 16, 32, 64), optimizer="adam", rate=6e-3
 TRAINERS: Final = "attzoo.train"   # package with a module for each backend
 COUNT: Final = 128       # number of training phantoms
 TEST: Final = 32         # number of test phantoms
-SHOWN: Final = (0, 2)    # indices of the test phantoms in the picture
+SHOWN_PHANTOMS: Final = (0, 2)    # indices of the test phantoms in the picture
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ def _dice(trainer: Any, images: Array, masks: NDArray[Any]) -> list[float | None
 
 
 def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Examples:
-    """Return the test phantoms with indices SHOWN, with predictions and coefficients.
+    """Return the test phantoms with indices SHOWN_PHANTOMS, with predictions and coefficients.
 
     Args:
         results: the measurements of each U-Net, with its networks; the first U-Net has the gates.
         images: (N, 1, H, W), the test images.
         masks: (N, H, W), their class indices.
     """
-    indices = list(SHOWN)
+    indices = list(SHOWN_PHANTOMS)
     x = images[indices]
     predictions = {
         result.name: {

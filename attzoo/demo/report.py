@@ -28,12 +28,12 @@ def table(results: Sequence[Result]) -> Table:
         ("block", "weights\nadded", "MACs\nadded", "accuracy", "loss\ndifference", "seconds"),
     )
     for result in results:
-        added = (
+        added_texts = (
             [f"{result.parameters - base.parameters:,}", f"{result.macs - base.macs:,}"] if result.block else ["", ""]
         )
         accuracy = "/".join(f"{result.accuracy[backend]:.1%}" for backend in BACKENDS)
         table.add_row(
-            result.title, *added, accuracy, f"{largest_difference(result.losses):.1e}", _seconds(result.seconds)
+            result.title, *added_texts, accuracy, f"{largest_difference(result.losses):.1e}", _seconds(result.seconds)
         )
     return table
 
@@ -64,10 +64,10 @@ def _empty_table(title: str, caption: str, headings: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    empty = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(headings):
-        empty.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    return empty
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    return table
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:

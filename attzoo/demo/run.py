@@ -37,7 +37,7 @@ BATCH: Final = 64                # number of images in a batch
 RATE: Final = 0.02               # learning rate of SGD
 MOMENTUM: Final = 0.9
 TEST: Final = 360                # number of test images
-SHOWN: Final = (0, 3, 4, 7, 8)   # digits in the picture
+SHOWN_DIGITS: Final = (0, 3, 4, 7, 8)   # digits in the picture
 OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {   # the blocks' arguments, suited to 16 channels of 8x8 pixels
     "se": {"reduction": 4},
     "channel_attention": {"reduction": 4},
@@ -72,8 +72,8 @@ class Data:
                 yield self.images[indices], self.labels[indices]
 
     def examples(self) -> Array:
-        """Return the first test image of each digit in SHOWN."""
-        return self.test_images[[np.flatnonzero(self.test_labels == digit)[0] for digit in SHOWN]]
+        """Return the first test image of each digit in SHOWN_DIGITS."""
+        return self.test_images[[np.flatnonzero(self.test_labels == digit)[0] for digit in SHOWN_DIGITS]]
 
 
 def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = None) -> None:
@@ -167,7 +167,7 @@ def train_blocks(
 
     Returns:
         The measurements of each network, the network without a block first, and the attention coefficients for the
-        digits in SHOWN, by the name of the block and the backend.
+        digits in SHOWN_DIGITS, by the name of the block and the backend.
     """
     results: list[Result] = []
     attention: dict[str, dict[str, Array]] = {}

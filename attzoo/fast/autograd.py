@@ -184,8 +184,9 @@ class PlainRerun:
     def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
         """Return the output of a module for `tensors`: inputs, then values of its parameters. Buffers are copied."""
         names = [name for name, _ in module.named_parameters()]
-        present = [tensor for tensor in tensors if tensor is not None]
-        inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
+        present_tensors = [tensor for tensor in tensors if tensor is not None]
+        input_count = len(present_tensors) - len(names)
+        inputs, learned = present_tensors[:input_count], present_tensors[input_count:]
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # already updated
         arrays = dict(zip(names, learned, strict=True)) | buffers
         THREAD_STATE.plain = True   # thread-local: other threads may call blocks meanwhile

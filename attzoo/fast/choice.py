@@ -28,7 +28,7 @@ from ..contract import is_older
 from ..extras import missing
 from ..ops import guard
 from ..ops.torch import BATCH_NORM, CONV
-from .wins import LEAST
+from .wins import MIN_ELEMENTS
 
 DTYPES: Final = {torch.float32, torch.float16, torch.bfloat16}   # supported by the kernels
 CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
@@ -40,7 +40,7 @@ OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with that Triton, which t
 ABSENT: Final = find_spec("triton") is None
 # Nightly builds are distributed under another name.
 TRITON: Final = next((package.version for package in distributions(name="triton")), OLDEST)
-EARLY: Final = is_older(TRITON, OLDEST)
+EARLY_TRITON: Final = is_older(TRITON, OLDEST)
 EARLY_TORCH: Final = is_older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
@@ -124,11 +124,11 @@ def _signature(x: Tensor) -> tuple[Any, ...]:
 
 def has_recorded_win(kind: type, x: Tensor) -> bool:
     """Whether the kernels of block class `kind` were faster in a measurement in wins.py with an input like x."""
-    if not LEAST or not x.is_cuda:
+    if not MIN_ELEMENTS or not x.is_cuda:
         return False
     dtype = str(x.dtype).removeprefix("torch.")
     case = kind.__name__, capability(x.device), dtype, not x.is_contiguous(), torch.is_grad_enabled()
-    return case in LEAST and x.numel() >= LEAST[case]
+    return case in MIN_ELEMENTS and x.numel() >= MIN_ELEMENTS[case]
 
 
 def unavailable() -> str | None:
@@ -137,7 +137,7 @@ def unavailable() -> str | None:
         return missing("triton", "triton", "a kernel")
     if EARLY_TORCH:
         return f"the kernels need PyTorch {OLDEST_TORCH} or later, got {torch.__version__}"
-    if EARLY:
+    if EARLY_TRITON:
         return f"the kernels need Triton {OLDEST} or later, got {TRITON}"
     return "the kernels are for NVIDIA GPUs, got PyTorch for AMD GPUs" if torch.version.hip else None
 

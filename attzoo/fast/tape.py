@@ -23,7 +23,7 @@ from ..ops import guard
 
 MAX_RECORDINGS: Final = 1024
 RECORDED: dict[Hashable, Recording | None] = {}   # by key; None for passes that cannot be repeated
-UNDERWAY: Final = threading.local()   # attribute `tape`: the recording in progress of this thread
+RECORDING_STATE: Final = threading.local()   # attribute `tape`: the recording in progress of this thread
 ALLOCATIONS: Final = ("aten::empty", "aten::zeros")
 Maker = Callable[[Tensor], Tensor]   # allocates a tensor on the device of its argument, the first tensor of the pass
 
@@ -55,10 +55,11 @@ class Tape:
     """A recording in progress of one pass over `tensors`, of which some may be None."""
 
     def __init__(self, tensors: Sequence[Any]) -> None:
-        present = [tensor for tensor in tensors if tensor is not None]
+        present_tensors = [tensor for tensor in tensors if tensor is not None]
         self.tensors = list(tensors)   # references, so that no id is used again
         self.slots = {id(tensor): slot for slot, tensor in enumerate(tensors) if tensor is not None}
-        self.complete = len(self.slots) == len(present)   # a tensor passed twice may be two tensors in the next call
+        # A tensor that is passed twice may be two tensors in the next call.
+        self.complete = len(self.slots) == len(present_tensors)
         self.makers: list[Maker] = []
         self.constants: list[Any] = []
         self.calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]] = []
@@ -110,16 +111,16 @@ class _DetectOperators(TorchDispatchMode):
 
 def current() -> Tape | None:
     """Return the recording in progress of this thread, or None."""
-    return getattr(UNDERWAY, "tape", None)
+    return getattr(RECORDING_STATE, "tape", None)
 
 
 def unwatched(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call a function without recording its operators; the caller records the call as a whole."""
-    tape, UNDERWAY.tape = current(), None
+    tape, RECORDING_STATE.tape = current(), None
     try:
         return function(*args, **options)
     finally:
-        UNDERWAY.tape = tape
+        RECORDING_STATE.tape = tape
 
 
 def allocated(make: Maker, x: Tensor) -> Tensor:
@@ -147,12 +148,12 @@ def run(key: Hashable, tensors: Sequence[Any], write: Callable[..., None], *args
     elif key in RECORDED or guard.in_mode():
         write(*args)
     else:
-        UNDERWAY.tape = tape = Tape(tensors)
+        RECORDING_STATE.tape = tape = Tape(tensors)
         try:
             with _DetectOperators():
                 write(*args)
         finally:
-            UNDERWAY.tape = None
+            RECORDING_STATE.tape = None
         if len(RECORDED) >= MAX_RECORDINGS:
             RECORDED.clear()
         RECORDED[key] = tape.recording()

@@ -48,4 +48,4 @@ WINS: Final[tuple[Win, ...]] = (
     Win("SE", (9, 0), "float32", channels_last=False, training=False, min_elements=67108864,
         source="2026-11-27_cuda_smoke_d55b325.json, 2026-11-27_cuda_wins_03960dd.json"),
 )   # fmt: skip
-LEAST: Final = min_elements_by_case(WINS)
+MIN_ELEMENTS: Final = min_elements_by_case(WINS)

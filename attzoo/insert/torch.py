@@ -172,8 +172,8 @@ def _make(
     """
     arguments = _device_and_dtype(model, host) | dict(options)
     block = _create(host, name, shapes.get(host.path), arguments)
-    inserted = _with_start(child_path(host.path), block, start, arguments)
-    return host, inserted, _entry(child_path(host.path), inserted, shapes.get(host.path))
+    inserted_block = _with_start(child_path(host.path), block, start, arguments)
+    return host, inserted_block, _entry(child_path(host.path), inserted_block, shapes.get(host.path))
 
 
 def _with_start(path: str, block: nn.Module, start: str, arguments: Mapping[str, Any]) -> nn.Module:

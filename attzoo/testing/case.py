@@ -99,8 +99,8 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
     cls = registry.get(name, backend="numpy")
     channels = pick(CHANNELS[:4] if small else CHANNELS)
     values_by_option = {option: _few(option, values) if small else values for option, values in choices(cls).items()}
-    drawn = {option: pick(values) for option, values in values_by_option.items()}
-    channels, options = accepted(cls, channels, drawn)
+    drawn_options = {option: pick(values) for option, values in values_by_option.items()}
+    channels, options = accepted(cls, channels, drawn_options)
     spec = cls(channels, **options)   # type: ignore[call-arg]
     rank = getattr(spec, "spatial_dims", None) or pick((2, 1, 3))
     batch = pick((2, 3) if small else (2, 1, 3))
@@ -131,18 +131,18 @@ def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:
 
 def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str, Any]:
     """Return `options` without each option for which the spec, with the options before it, raises ValueError."""
-    valid = {
+    valid_options = {
         field.name: options.pop(field.name)
         for field in fields(cls)   # type: ignore[arg-type]
         if field.name in options and field.default is MISSING
     }
     for option, value in options.items():
         try:
-            cls(channels, **valid, **{option: value})   # type: ignore[call-arg]
+            cls(channels, **valid_options, **{option: value})   # type: ignore[call-arg]
         except ValueError:
             continue
-        valid[option] = value
-    return valid
+        valid_options[option] = value
+    return valid_options
 
 
 def accepted(cls: type[Spec], channels: int, options: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -55,12 +55,13 @@ def autocast(case: Case, backend: str) -> float:
     block, x = _float32_block(case)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         results = {"output": block(*x)} | attention_results(block.attention(*x))
-    worst = 0.0
+    largest_error = 0.0
     for name, tensor in results.items():
         expected, condition = expected_and_condition(case, name)
         allowed = HALF_TOLERANCE * EPS["bfloat16"] * (condition + np.abs(expected).max())
-        worst = max(worst, within(f"{name} under autocast", tensor.double().numpy() - expected, allowed))
-    return worst
+        error = within(f"{name} under autocast", tensor.double().numpy() - expected, allowed)
+        largest_error = max(largest_error, error)
+    return largest_error
 
 
 def export(case: Case, backend: str) -> float:
@@ -136,7 +137,7 @@ def _same_at_other_sizes(block: Any, xs: list[Tensor], program: Callable[..., Te
 
     Raises AssertionError if it is larger than 1.
     """
-    worst = 0.0
+    largest_error = 0.0
     for growth in (0, 1, 2):
         shapes = [
             (x.shape[0] + growth, x.shape[1], *(n + growth * i for i, n in enumerate(x.shape[2:], 1))) for x in xs
@@ -147,5 +148,5 @@ def _same_at_other_sizes(block: Any, xs: list[Tensor], program: Callable[..., Te
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         message = f"the exported program is off by {error:.3g} for inputs of {shapes}, allowed {EXPORT_TOLERANCE}"
         ensure(error <= EXPORT_TOLERANCE, message)
-        worst = max(worst, error / EXPORT_TOLERANCE)
-    return worst
+        largest_error = max(largest_error, error / EXPORT_TOLERANCE)
+    return largest_error

@@ -14,7 +14,7 @@ from .files import ignored_files
 from .settings import Settings
 from .survey import lost_classes
 
-SHOWN: Final = 4   # the number of orientations, or of spacings, to list
+MAX_LISTED: Final = 4   # the number of orientations, or of spacings, to list
 
 
 def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset, trainer: Any) -> list[str]:
@@ -58,8 +58,8 @@ def _geometries(training: Dataset, validation: Dataset) -> list[str]:
     for name, values in (("axes", [g.axes for g in geometries]), ("spacing", [g.sides for g in geometries])):
         counts = Counter(values).most_common()
         if counts:
-            more_text = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
-            values_text = ", ".join(f"{value} in {count}" for value, count in counts[:SHOWN])
+            more_text = f" and {len(counts) - MAX_LISTED} more" if len(counts) > MAX_LISTED else ""
+            values_text = ", ".join(f"{value} in {count}" for value, count in counts[:MAX_LISTED])
             hint = "; a network ignores them: resample all volumes alike if they matter" if len(counts) > 1 else ""
             result.append(f"{name}: {values_text}{more_text}{hint}")
     return result

@@ -78,9 +78,9 @@ def _axes_hint(image: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...])
     if len(shape) == 4 and shape[0] == 1 and min(shape[1], shape[-1]) <= 4:
         fix = "save a picture (H, W, C) as PNG or TIFF"
         return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"
-    stored = (*shape[1:], shape[0])
-    if len(shape) == 4 and stored[1:] == mask_shape[1:]:
-        return f": {image} holds {size_text(stored)}; save channels as the last axis, (D, H, W, C)"
+    stored_shape = (*shape[1:], shape[0])
+    if len(shape) == 4 and stored_shape[1:] == mask_shape[1:]:
+        return f": {image} holds {size_text(stored_shape)}; save channels as the last axis, (D, H, W, C)"
     if [side for side in shape[1:] if side > 1] == [side for side in mask_shape[1:] if side > 1]:
         return ": save both arrays with the same axes, (H, W) or (D, H, W)"
     return ""

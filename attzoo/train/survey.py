@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import IGNORE, Labels, describe_mask
-from ..data.labels import BLENDED, SHOWN, Color, Value, check_labelled, check_values, encode_color, option_of, shown
+from ..data.labels import (
+    BLENDING_HINT,
+    MAX_LISTED,
+    Color,
+    Value,
+    check_labelled,
+    check_values,
+    encode_color,
+    option_of,
+    shown,
+)
 from ..data.masks import Stored, read_stored
 
 MAX_CLASSES: Final = 64   # without --classes; more values are usually shades of grey or numbered objects
@@ -55,12 +65,12 @@ def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | 
     for path in masks:
         stored = read_stored(path, labels)
         counts = stored.counts()
-        lost = _lost_values(stored, counts, resize) if resize else set()
+        lost_values = _lost_values(stored, counts, resize) if resize else set()
         for totals, value_of in ((by_value, lambda value: value), (by_color, stored.color)):
             for value, count in counts.items():
                 totals.counts[value_of(value)] += count
             totals.masks.update({value_of(value) for value in counts})
-            totals.lost.update({value_of(value) for value in lost})
+            totals.lost.update({value_of(value) for value in lost_values})
         if not stored.are_colors:
             kind = PALETTE if stored.palette is not None else WHITE_LEAST if stored.info.is_white_least else GREY
             for value in counts:
@@ -191,10 +201,10 @@ def lost_classes(parts: Sequence[MaskCounts], labels: Labels | None) -> dict[int
 
 def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] | None) -> None:
     """Raise ValueError if resizing to `size` leaves fewer than two classes to train on."""
-    lost = [k for k, (lost_masks, masks) in lost_classes([training], labels).items() if lost_masks == masks]
-    remaining = sorted(_counts_by_class(training.masks, labels).keys() - {*lost})
-    if size and lost and len(remaining) < 2:
-        got = f"{_class_list(remaining)} left, and no pixel of {_class_list(lost)}, whose objects are too small"
+    lost_indices = [k for k, (lost_masks, masks) in lost_classes([training], labels).items() if lost_masks == masks]
+    remaining = sorted(_counts_by_class(training.masks, labels).keys() - {*lost_indices})
+    if size and lost_indices and len(remaining) < 2:
+        got = f"{_class_list(remaining)} left, and no pixel of {_class_list(lost_indices)}, whose objects are too small"
         option = f"--size {','.join(map(str, size))}"
         raise ValueError(f"expected two classes or more in masks resized by {option}, got {got}: set a larger --size")
 
@@ -211,7 +221,7 @@ def check_gaps(counts: Mapping[int, int]) -> None:
         all_values = sorted(counts) if len(counts) <= MAX_CLASSES else []
         option = option_of(all_values) if all_values else "--labels"
         fix = f"list the value of each class by {option}, or set --classes {values[-1] + 1} to leave some empty"
-        fix += f", {BLENDED}" if len(counts) > SHOWN else ""
+        fix += f", {BLENDING_HINT}" if len(counts) > MAX_LISTED else ""
         raise ValueError(f"expected class indices 0, 1, 2, ... in masks, got {shown(counts)}: {fix}")
     if len(values) > MAX_CLASSES:
         got = f"{len(values)} values, which are rarely classes: set --classes {len(values)} if they are"

@@ -95,9 +95,9 @@ def from_pretrained(cls: Any, source: str | os.PathLike[str], **options: Any) ->
     hub_class = _hub_class(cls, "UNet.from_pretrained")
     if Path(source).is_dir():
         _check_folder(Path(source))
-    loaded = hub_class.from_pretrained(source, **{"strict": True} | options)
-    net = cls(**loaded.spec.config(), device="meta")
-    net.load_state_dict(loaded.state_dict(), assign=True)
+    loaded_net = hub_class.from_pretrained(source, **{"strict": True} | options)
+    net = cls(**loaded_net.spec.config(), device="meta")
+    net.load_state_dict(loaded_net.state_dict(), assign=True)
     return net.eval()
 
 

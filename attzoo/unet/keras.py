@@ -96,8 +96,8 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
         skip, level = skips[i], net.levels[i]
         up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), skip])
         s = _gate(make, net, i, level, skip, g if net.gating == "grid" else up)
-        ordered = [s, up] if net.concat == "skip_first" else [up, s]
-        concatenated = make(keras.layers.Concatenate, name=f"concat.{i}")(ordered)
+        ordered_inputs = [s, up] if net.concat == "skip_first" else [up, s]
+        concatenated = make(keras.layers.Concatenate, name=f"concat.{i}")(ordered_inputs)
         g = x = _units(make, net, f"decoder.{i}", level.decoder, concatenated, level.block)
         if level.supervised:
             heads.append(_linear(make, net, f"supervision.{i}")(x))

@@ -215,15 +215,15 @@ def _steps(strides: Any, count: int, dims: int) -> tuple[tuple[int, ...], ...]:
     steps = list(strides) if isinstance(strides, list | tuple) else [strides] * count
     if len(steps) != count:
         raise ValueError(f"strides must be one number or {count}, one from each level to the next, got {strides!r}")
-    checked = []
+    checked_strides = []
     for step in steps:
         axes = list(step) if isinstance(step, list | tuple) else [step] * dims
         if len(axes) != dims:
             raise ValueError(f"each of strides must be one number or {dims}, one per spatial axis, got {step!r}")
-        checked.append(tuple(contract.integer("strides", s) for s in axes))
-        if max(checked[-1]) > 32:   # larger strides in a file could need more memory than any machine has
-            raise ValueError(f"strides must be at most 32, got {max(checked[-1])}")
-    return tuple(checked)
+        checked_strides.append(tuple(contract.integer("strides", s) for s in axes))
+        if max(checked_strides[-1]) > 32:   # larger strides in a file could need more memory than any machine has
+            raise ValueError(f"strides must be at most 32, got {max(checked_strides[-1])}")
+    return tuple(checked_strides)
 
 
 def _rates(dropout: Any) -> tuple[float, float]:

@@ -27,8 +27,8 @@ class BAM(Block):
         spatial_dims: int = 2,
         **kwargs: Any,
     ) -> None:
-        rest = (dilation, combination, norm, norm_after, spatial_dims)
-        super().__init__(spec.BAM(channels, reduction, reduced_channels, *rest), **kwargs)
+        further_args = (dilation, combination, norm, norm_after, spatial_dims)
+        super().__init__(spec.BAM(channels, reduction, reduced_channels, *further_args), **kwargs)
         self.squeeze, self.excite = self.linear("squeeze"), self.linear("excite")
         self.reduce, self.score = self.linear("reduce"), self.linear("score")
         self.context1 = self.conv_same("context1", dilation=self.spec.dilation)

@@ -30,8 +30,8 @@ class BAM(Block):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        rest = (dilation, combination, norm, norm_after, spatial_dims)
-        super().__init__(args := spec.BAM(channels, reduction, reduced_channels, *rest))
+        further_args = (dilation, combination, norm, norm_after, spatial_dims)
+        super().__init__(args := spec.BAM(channels, reduction, reduced_channels, *further_args))
         options = ops.factory_options(device, dtype)
         self.squeeze = nn.Linear(args.channels, args.width, **options)
         self.excite = nn.Linear(args.width, args.channels, **options)

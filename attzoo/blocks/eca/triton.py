@@ -21,7 +21,7 @@ from ...fast.triton.passes import pool_portion, portion, portions
 from ...fast.triton.passes_backward import channels_portion
 from ...fast.triton.perceptron import total_of
 
-WIDE = 256      # number of channels that the last program of a sample processes at a time
+CHANNELS_AT_ONCE = 256      # number of channels that the last program of a sample processes at a time
 SAMPLES = 64    # number of samples that the last program of all processes at a time
 
 
@@ -155,7 +155,7 @@ def backward(
 
 def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
     """Return the constants K, CIRCULAR and CC of both kernels, for a weight (k,) and C channels."""
-    return {"K": w.numel(), "CIRCULAR": circular, "CC": min(next_power_of_2(C), WIDE)}
+    return {"K": w.numel(), "CIRCULAR": circular, "CC": min(next_power_of_2(C), CHANNELS_AT_ONCE)}
 
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"

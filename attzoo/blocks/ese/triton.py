@@ -20,7 +20,7 @@ from ...fast.triton.common import REAL, ROWS, cdiv, empty_float32, launch, multi
 from ...fast.triton.perceptron import PRECISION, gate_of, total_of
 from ...fast.triton.perceptron_backward import gate_gradient
 
-WIDE = 32   # number of channels that a program processes at a time, as in perceptron.py
+CHANNELS_AT_ONCE = 32   # number of channels that a program processes at a time, as in perceptron.py
 
 
 @triton.jit
@@ -121,7 +121,8 @@ def forward(x: Tensor, args: Sequence[Any], saved: Tensor) -> None:
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes.pool_kernel, tiling.programs, *pool_args, MAXIMA=False, **tiling.options)
     excite_args = parts, saved, weight, bias, N, C, tiling.parts, 1 / S
-    launch(excite_kernel, cdiv(N, ROWS) * cdiv(C, WIDE), *excite_args, HARD_SIGMOID=gate == "hard_sigmoid", **_tile())
+    programs = cdiv(N, ROWS) * cdiv(C, CHANNELS_AT_ONCE)
+    launch(excite_kernel, programs, *excite_args, HARD_SIGMOID=gate == "hard_sigmoid", **_tile())
 
 
 def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradients: Sequence[Any]) -> Tensor:
@@ -140,14 +141,15 @@ def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradient
     portion_args = x, dy, saved, None, None, None, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes_backward.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
     args = parts, saved, grads, weight, N, C, tiling.parts, 1 / S
-    launch(unexcite_kernel, cdiv(N, ROWS) * cdiv(C, WIDE), *args, HARD_SIGMOID=gate == "hard_sigmoid", **_tile())
-    launch(weights_kernel, cdiv(C, WIDE) ** 2, saved, grads, *gradients, N, C, **_tile())
+    programs = cdiv(N, ROWS) * cdiv(C, CHANNELS_AT_ONCE)
+    launch(unexcite_kernel, programs, *args, HARD_SIGMOID=gate == "hard_sigmoid", **_tile())
+    launch(weights_kernel, cdiv(C, CHANNELS_AT_ONCE) ** 2, saved, grads, *gradients, N, C, **_tile())
     return grads
 
 
 def _tile() -> dict[str, int]:
     """Return the numbers of samples and channels that a program processes at a time, and its number of warps."""
-    return {"BN": ROWS, "BC": WIDE, "num_warps": 4}
+    return {"BN": ROWS, "BC": CHANNELS_AT_ONCE, "num_warps": 4}
 
 
 def arguments(block: Any) -> tuple[Any, ...]:

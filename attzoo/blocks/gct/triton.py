@@ -30,7 +30,7 @@ from ...fast.triton.common import (
 from ...fast.triton.passes import portion
 from ...fast.triton.perceptron import total_of
 
-WIDE = 256   # number of channels that a program processes at a time
+CHANNELS_AT_ONCE = 256   # number of channels that a program processes at a time
 
 
 @triton.jit
@@ -197,7 +197,7 @@ def forward(x: Tensor, args: Sequence[Any], saved: Tensor) -> None:
     parts = empty_float32(x, N, tiling.parts, C)
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
     launch(pool_kernel, tiling.programs, *pool_args, L1=l1, **tiling.options)
-    launch(coefficients_kernel, N, parts, saved, *weights, N, C, tiling.parts, epsilon, L1=l1, BC=WIDE)
+    launch(coefficients_kernel, N, parts, saved, *weights, N, C, tiling.parts, epsilon, L1=l1, BC=CHANNELS_AT_ONCE)
 
 
 def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradients: Sequence[Any]) -> Tensor:
@@ -211,8 +211,8 @@ def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradient
     portion_args = x, dy, saved, None, None, None, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes_backward.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
     arrays = parts, saved, grads, embedding_weight, gating_weight
-    launch(gradients_kernel, N, *arrays, N, C, tiling.parts, epsilon, L1=l1, BC=WIDE)
-    launch(weights_kernel, cdiv(C, WIDE), grads, *gradients, N, C, BC=WIDE)
+    launch(gradients_kernel, N, *arrays, N, C, tiling.parts, epsilon, L1=l1, BC=CHANNELS_AT_ONCE)
+    launch(weights_kernel, cdiv(C, CHANNELS_AT_ONCE), grads, *gradients, N, C, BC=CHANNELS_AT_ONCE)
     return grads
 
 

@@ -31,8 +31,8 @@ class SK(Block):
         spatial_dims: int = 2,
         **kwargs: Any,
     ) -> None:
-        rest = (kernel_sizes, dilated, groups, split, spatial_dims)
-        super().__init__(spec.SK(channels, reduction, reduced_channels, *rest), **kwargs)
+        further_args = (kernel_sizes, dilated, groups, split, spatial_dims)
+        super().__init__(spec.SK(channels, reduction, reduced_channels, *further_args), **kwargs)
         for name, dilation in self.spec.paths.items():
             setattr(self, name, self.conv_same(name, dilation=dilation))
             setattr(self, f"{name}_norm", self.batch_norm(f"{name}_norm"))

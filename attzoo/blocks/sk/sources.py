@@ -8,7 +8,7 @@ from typing import Any, Final
 from ...contract import Keys, Source
 from ..sources import norm
 
-MOST: Final = 8   # largest number of paths of a block whose weights can be converted
+MAX_PATHS: Final = 8   # largest number of paths of a block whose weights can be converted
 
 
 def path_keys(i: int) -> dict[str, str]:
@@ -21,7 +21,7 @@ ATTENTION: Final = {"reduce.weight": "attn.fc_reduce.weight", "select.weight": "
 KEYS: Final = {
     "timm": (
         Keys(
-            {name: key for i in range(MOST) for name, key in path_keys(i).items()}
+            {name: key for i in range(MAX_PATHS) for name, key in path_keys(i).items()}
             | ATTENTION | norm(reduce_norm="attn.bn"),
             axes=2,
         ),

@@ -33,8 +33,8 @@ class SK(Block):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        rest = (kernel_sizes, dilated, groups, split, spatial_dims)
-        super().__init__(args := spec.SK(channels, reduction, reduced_channels, *rest))
+        further_args = (kernel_sizes, dilated, groups, split, spatial_dims)
+        super().__init__(args := spec.SK(channels, reduction, reduced_channels, *further_args))
         options = ops.factory_options(device, dtype)
         for name, dilation in args.paths.items():
             setattr(self, name, self.conv_same(name, dilation=dilation, groups=args.group_count, **options))

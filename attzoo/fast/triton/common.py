@@ -106,10 +106,10 @@ def is_last(counter, programs):
     that others stored must bypass the L1 cache, which is not coherent (cache_modifier=".cg").
     """
     tl.debug_barrier()   # wait for the stores of all threads of this program
-    done = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
-    if done:
+    is_last_program = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
+    if is_last_program:
         tl.store(counter, 0)
-    return done
+    return is_last_program
 
 
 # ---- launching -------------------------------------------------------------------------------------------------------

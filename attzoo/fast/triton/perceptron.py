@@ -38,7 +38,7 @@ from .common import (
 )
 from .passes import portion
 
-WIDE = 32    # number of channels that a program processes at a time: with 64, float32 products would spill registers
+CHANNELS_AT_ONCE = 32    # number of channels of a program: with 64, float32 products would spill registers
 PRECISION = tl.constexpr("ieee")   # no TF32, since these products take little time
 MAX_WEIGHTS = 65536   # number of weights of a layer that the last program of a sample may read: 256 KiB of float32
 MAX_UNITS = 128       # number of hidden units that the last program of a sample may hold
@@ -285,8 +285,8 @@ def forward(x: Tensor, layers: Layers, uses_maxima: bool, saved: Tensor) -> None
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes.pool_kernel, tiling.programs, *pool_args, MAXIMA=uses_maxima, **tiling.options)
     rows, BR = cdiv(N, ROWS), units_at_a_time(R)
-    options = {"MAXIMA": uses_maxima, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
+    options = {"MAXIMA": uses_maxima, "BN": ROWS, "BC": CHANNELS_AT_ONCE, "BR": BR, "num_warps": 4}
     squeeze_args = parts, saved, layers.w1, layers.b1, N, C, R, tiling.parts, 1 / S
     launch(squeeze_kernel, rows * cdiv(R, BR), *squeeze_args, **options)
     excite_args = saved, layers.w2, layers.b2, N, C, R
-    launch(excite_kernel, rows * cdiv(C, WIDE), *excite_args, HARD_SIGMOID=hard, ACT=layers.act, **options)
+    launch(excite_kernel, rows * cdiv(C, CHANNELS_AT_ONCE), *excite_args, HARD_SIGMOID=hard, ACT=layers.act, **options)

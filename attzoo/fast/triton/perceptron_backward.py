@@ -10,7 +10,7 @@ from . import passes, passes_backward
 from .common import REAL, ROWS, cdiv, counters, empty_float32, is_last, launch, multiply_add, nth, sizes
 from .passes import portion
 from .passes_backward import Map
-from .perceptron import PRECISION, WIDE, Layers, hidden_of, is_small, small_tile, total_of, units_at_a_time
+from .perceptron import CHANNELS_AT_ONCE, PRECISION, Layers, hidden_of, is_small, small_tile, total_of, units_at_a_time
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def backward(
     parts, grads = empty_float32(x, 1 + uses_maxima, N, tiling.parts, C), empty_float32(x, len(saved))
     hard = layers.gate == "hard_sigmoid"
     BR = units_at_a_time(R)
-    options = {"MAXIMA": uses_maxima, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
+    options = {"MAXIMA": uses_maxima, "BN": ROWS, "BC": CHANNELS_AT_ONCE, "BR": BR, "num_warps": 4}
     if is_small(C, R):
         tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, grads, layers.w1, layers.w2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
@@ -233,8 +233,9 @@ def backward(
         rows = cdiv(N, ROWS)
         layer_args = parts, saved, grads, layers.w2, N, C, R, tiling.parts
         launch(unexcite_kernel, rows * cdiv(R, BR), *layer_args, HARD_SIGMOID=hard, ACT=layers.act, **options)
-        launch(unsqueeze_kernel, rows * cdiv(C, WIDE), parts, grads, layers.w1, N, C, R, tiling.parts, 1 / S, **options)
+        unsqueeze_args = parts, grads, layers.w1, N, C, R, tiling.parts, 1 / S
+        launch(unsqueeze_kernel, rows * cdiv(C, CHANNELS_AT_ONCE), *unsqueeze_args, **options)
     weight_grads = gradients.w1, gradients.b1, gradients.w2, gradients.b2
-    programs = cdiv(C, WIDE) * cdiv(R, BR)
+    programs = cdiv(C, CHANNELS_AT_ONCE) * cdiv(R, BR)
     launch(weights_kernel, programs, saved, grads, *weight_grads, N, C, R, ACT=layers.act, **options)
     return grads
