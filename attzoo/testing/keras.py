@@ -46,11 +46,12 @@ def mixed_precision(case: Case, backend: str) -> float:
 
 
 def dtype(case: Case, backend: str) -> float:
-    """Check that all variables have the dtype of the argument `dtype`; return 0."""
-    block = _new(case, "float64")
-    for variable in block.weights:
-        actual = keras.backend.standardize_dtype(variable.dtype)
-        ensure(actual == "float64", f"expected {variable.path} in float64, the argument dtype, got {actual}")
+    """Check that variables, the output and coefficients have the dtype of the argument `dtype`; return 0."""
+    block, inputs = _block_and_inputs(case, "float64")
+    results = {"output": block(*inputs)} | attention_results(block.attention(*inputs))
+    for name, tensor in ({variable.path: variable for variable in block.weights} | results).items():
+        actual = keras.backend.standardize_dtype(tensor.dtype)
+        ensure(actual == "float64", f"expected {name} in float64, the argument dtype, got {actual}")
     return 0.0
 
 

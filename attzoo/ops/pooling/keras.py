@@ -96,8 +96,11 @@ def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
 
 
 def weighted_sum(x: Any, p: Any) -> Any:
-    """Return the sum over the channels of x * p: (N, *S, C), (N, C) -> (N, *S, 1), as a product of matrices."""
-    return ops.matmul(x, ops.reshape(p, (-1, *(1,) * (x.ndim - 3), p.shape[-1], 1)))
+    """Return the sum over the channels of x * p: (N, *S, C), (N, C) -> (N, *S, 1), as a product of matrices.
+
+    The cast is for torch, on which keras.ops.matmul returns float32 for float64.
+    """
+    return ops.cast(ops.matmul(x, ops.reshape(p, (-1, *(1,) * (x.ndim - 3), p.shape[-1], 1))), x.dtype)
 
 
 def expand(s: Any, x: Any, channels_last: bool) -> Any:
