@@ -223,6 +223,9 @@ def test_block_on_the_meta_device_can_be_initialized(sample):
         y = block(*(torch.empty(s) for s in sample.shapes))
     assert y.is_meta
     assert y.shape == sample.shapes[0]
+    if dict(block.named_parameters()):   # convolutions of torch would return numbers from uninitialised memory
+        with pytest.raises(ValueError, match=r"^expected weights with values, got [\w.]+ on the meta device: load "):
+            block(*(torch.zeros(s) for s in sample.shapes))
     torch.manual_seed(0)
     block = block.to_empty(device="cpu")
     block.reset_parameters()
@@ -231,6 +234,23 @@ def test_block_on_the_meta_device_can_be_initialized(sample):
     reference.reset_parameters()
     for name, tensor in reference.state_dict().items():
         assert torch.equal(block.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("by_hook", [True, False])
+def test_weights_that_are_loaded_in_the_call_may_be_on_the_meta_device(by_hook):
+    """As with accelerate's cpu_offload, which replaces the `forward` of layers."""
+    block, x = attzoo.create("spatial_attention", 8, backend="torch"), torch.randn(1, 8, 5, 5)
+    expected, saved, forward = block(x), block.conv.weight.data.clone(), block.conv.forward
+
+    def load(*args):
+        block.conv.to_empty(device="cpu").weight.data.copy_(saved)
+
+    block.to("meta")
+    if by_hook:
+        block.conv.register_forward_pre_hook(load)
+    else:
+        block.conv.forward = lambda x: [load(), forward(x)][1]
+    assert_close(block(x), expected)
 
 
 # ---- initialization ------------------------------------------------------------------------------------

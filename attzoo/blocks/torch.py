@@ -14,7 +14,7 @@ from ..fast import choice
 from ..fast.choice import CpuForm
 from ..ops import torch as ops
 from ..ops import torch_pickle
-from ..ops.guard import PLAIN
+from ..ops.guard import PLAIN, has_hooks
 
 
 class SpecModule(NamedArguments, nn.Module):
@@ -26,7 +26,7 @@ class SpecModule(NamedArguments, nn.Module):
     def __init__(self, spec: AnySpec) -> None:
         super().__init__()
         self.spec = spec
-        self.accepted: list[Any] | None = None   # shapes and dtypes of the inputs that were checked last
+        self.accepted: list[Any] | None = None   # shape, dtype and is_meta of the inputs that were checked last
 
     def reset_parameters(self) -> None:
         """Assign new initial values to every parameter and buffer, as the spec describes them."""
@@ -64,6 +64,9 @@ class SpecModule(NamedArguments, nn.Module):
     def check_inputs(self, *inputs: Any) -> None:
         """Raise ValueError for a shape that the spec refuses, and TypeError for a non-tensor or a wrong dtype.
 
+        Raise ValueError also if the inputs have values and a parameter has none, because it is on the meta device:
+        convolutions of torch would read uninitialised memory.
+
         Tensor-likes without a shape, such as proxies of torch.fx, are not checked. Inputs with the same shapes and
         dtypes as the last ones are accepted at once, because the check takes a noticeable time for small inputs.
         """
@@ -75,9 +78,11 @@ class SpecModule(NamedArguments, nn.Module):
             if eager and (x.is_nested or x.layout != torch.strided):
                 raise ops.not_dense(x)
             eager = eager and type(x) in PLAIN   # sizes of a FakeTensor may be symbolic
-        kinds = [(x.shape, x.dtype) for x in inputs]
+        kinds = [(x.shape, x.dtype, x.is_meta) for x in inputs]
         if eager and kinds == self.accepted:
             return
+        if eager and not any(x.is_meta for x in inputs):
+            _check_values(self)
         self.spec.check_inputs(*(x.shape for x in inputs))
         own_dtype = ops.first_dtype(self)
         for x in inputs:
@@ -107,6 +112,19 @@ class SpecModule(NamedArguments, nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments as text."""
         return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
+
+
+def _check_values(module: nn.Module) -> None:
+    """Raise ValueError if a parameter of a module, or of a layer inside, is on the meta device.
+
+    Layers with hooks or another `forward` are skipped: accelerate loads their weights when they are called.
+    """
+    for path, part in module.named_modules():
+        if has_hooks(part) or "forward" in vars(part):
+            continue
+        if name := next((name for name, tensor in part.named_parameters(path, recurse=False) if tensor.is_meta), None):
+            fix = "load the weights by load_state_dict(state, assign=True), or call to_empty() and reset_parameters()"
+            raise ValueError(f"expected weights with values, got {name} on the meta device: {fix}")
 
 
 class Block(SpecModule):
