@@ -102,11 +102,15 @@ def open_regular(path: Path) -> BinaryIO:
 def usable_folder(path: Path) -> Path:
     """Return `path` if it is or can become a folder. Raise NotADirectoryError if it or a parent is a file.
 
-    It creates no folder. The message names `path` as `out`, the option that callers take it from.
+    A link to a missing folder raises too. No folder is created. The message names `path` as `out`, the option that
+    callers take it from.
     """
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"out must be a folder, got a file: {folder}; choose another out")
+        if folder.is_symlink() and not folder.exists():
+            got = f"a link to {folder.readlink()}, which does not exist: {folder}; create it, or choose another out"
+            raise NotADirectoryError(f"out must be a folder, got {got}")
     return path
 
 

@@ -125,6 +125,16 @@ def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_conte
     assert [path.name for path in out.iterdir()] == [target.name]
 
 
+@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
+def test_error_of_writing_to_memory_names_the_file(ending, saved, tmp_path):
+    """Keras writes to a file in memory first, to which a limit of the process applies too."""
+    (out := tmp_path / "out").mkdir()
+    target = out / f"block{ending}"
+    with file_size_limit(300), pytest.raises(OSError, match=rf"File too large: '{target}'$"):
+        convert(saved, target)
+    assert not list(out.iterdir())
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_errors_of_every_step_name_the_file(number, step, saved, monkeypatch):
@@ -146,6 +156,16 @@ def test_read_only_folder_is_named_with_the_file_or_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(files, "_open_no_follow", refuse)
     with pytest.raises(OSError, match=rf"Read-only file system: '{tmp_path}'$"), files.locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["link", "link/out"])
+def test_a_link_to_a_missing_folder_is_no_output_folder(name, tmp_path):
+    """Creating the folder would raise FileExistsError."""
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    with pytest.raises(NotADirectoryError, match=rf"^out must be a folder, got a link to {tmp_path / 'missing'}, "):
+        files.usable_folder(tmp_path / name)
+    (tmp_path / "missing").mkdir()
+    assert files.usable_folder(tmp_path / name) == tmp_path / name
 
 
 def test_error_of_a_write_in_parts_names_the_file(tmp_path):

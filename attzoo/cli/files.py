@@ -13,8 +13,7 @@ import typer  # noqa: TID253
 
 from .. import portable, registry
 from ..extras import install_command
-from ..files import in_memory
-from ..files import write as write_file
+from ..files import atomic_write, in_memory
 from ..hints import nearest
 from .shared import Backend, print_path
 
@@ -42,7 +41,8 @@ def convert(
     if content is portable.content:
         portable.check_replaceable(target)
     block = portable.load(source, backend=backend)
-    write_file(target, content(block))
+    with atomic_write(target) as temporary:   # its errors name the target, also those of writing to memory
+        temporary.write_bytes(content(block))
     print_path(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")
 
 
