@@ -271,7 +271,7 @@ def checked_arrays(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Ma
 
 
 def _nesting_hint(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
-    """Return the end of an error if the expected arrays are in an entry or under a prefix, else ""."""
+    """Return the end of an error if the arrays are in an entry, under a prefix or a state dict of torch, else ""."""
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
             return f": pass the mapping in the entry {shorten(repr(key))} instead"
@@ -282,6 +282,8 @@ def _nesting_hint(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
     for prefix in prefixes:
         if {prefix + name for name in expected} <= arrays.keys():
             return f": pass those whose names begin with {shorten(repr(prefix))}, without this prefix"
+    if any(isinstance(name, str) and name.endswith(".running_mean") for name in arrays):   # a batch norm of torch
+        return ": pass a state dict of PyTorch to load_state_dict, or with source= if it is of another library's block"
     return ""
 
 

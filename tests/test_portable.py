@@ -899,6 +899,15 @@ def test_arrays_of_checkpoints_raise_with_the_remedy(change, message):
     assert have_equal_arrays(attzoo.weights(block), weights_before)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_dict_with_batch_norms_raises_with_the_remedy(prefix):
+    """Its names of running statistics are not those of `weights`."""
+    block = attzoo.create("spatial_attention", 8, norm=True, backend="torch")
+    state = {prefix + name: tensor.numpy() for name, tensor in block.state_dict().items()}
+    with pytest.raises(ValueError, match=": pass a state dict of PyTorch to load_state_dict, or with source= "):
+        attzoo.load_weights(block, state)
+
+
 def test_masked_arrays_without_a_mask_are_loaded():
     block = build("se", "torch")
     halves = {name: array / 2 for name, array in attzoo.weights(block).items()}
