@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,18 @@ def mixed_precision(case: Case, backend: str) -> float:
 
 def dtype(case: Case, backend: str) -> float:
     """Check that variables, the output and coefficients have the dtype of the argument `dtype`; return 0."""
-    block, inputs = _block_and_inputs(case, "float64")
-    results = {"output": block(*inputs)} | attention_results(block.attention(*inputs))
-    for name, tensor in ({variable.path: variable for variable in block.weights} | results).items():
+    block = _new(case, "float64")
+    _ensure_float64({variable.path: variable for variable in block.weights})
+    inputs = [to_tensor(x, block) for x in case.inputs()]
+    _ensure_float64({"output": block(*inputs)} | attention_results(block.attention(*inputs)))
+    return 0.0
+
+
+def _ensure_float64(tensors: Mapping[str, Any]) -> None:
+    """Raise AssertionError, with the name, for a tensor or variable of another dtype than float64."""
+    for name, tensor in tensors.items():
         actual = keras.backend.standardize_dtype(tensor.dtype)
         ensure(actual == "float64", f"expected {name} in float64, the argument dtype, got {actual}")
-    return 0.0
 
 
 def saved_model(case: Case, backend: str) -> float:
