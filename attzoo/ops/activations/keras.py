@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..common.keras import amax, ops, space, stack, wide
+from ..common.keras import amax, ops, space, stack, wide, zeros_like
 
 relu, sigmoid = ops.relu, ops.sigmoid
 
@@ -13,10 +13,10 @@ relu, sigmoid = ops.relu, ops.sigmoid
 def maximum(a: Any, b: Any) -> Any:
     """Return the larger of a and b at each position. Where they are equal, each gets half of the gradient.
 
-    This is the maximum of a stack, because keras.ops.maximum passes the gradient of equal numbers to its first argument
-    on TensorFlow, and returns float32 for float64 on torch.
+    a and b broadcast. This is the maximum of a stack, because keras.ops.maximum passes the gradient of equal numbers to
+    its first argument on TensorFlow, and returns float32 for float64 on torch.
     """
-    return amax(stack([a, b], 0), 0)
+    return amax(stack([a + zeros_like(b), b + zeros_like(a)], -1), -1)
 
 
 def tanh(z: Any) -> Any:
