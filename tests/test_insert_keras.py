@@ -482,10 +482,20 @@ def keras_se(x, layers, name, mean=lambda x: keras.ops.mean(x, (1, 2), keepdims=
     return keras.layers.Multiply(name=name)([x, excite(squeeze(mean(x)))])
 
 
-def se_layers(prefix="", **options):
-    """Return the two layers of an SE of 4 channels; the options are those of the first."""
-    squeeze = keras.layers.Conv2D(2, 1, activation="relu", name=f"{prefix}se_reduce", **options)
-    return squeeze, keras.layers.Conv2D(4, 1, activation="sigmoid", name=f"{prefix}se_expand")
+def se_layers(prefix="", channels=4, reduced_channels=2, **options):
+    """Return the two layers of an SE; the other options are those of the first."""
+    squeeze = keras.layers.Conv2D(reduced_channels, 1, **{"activation": "relu", **options}, name=f"{prefix}se_reduce")
+    return squeeze, keras.layers.Conv2D(channels, 1, activation="sigmoid", name=f"{prefix}se_expand")
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_rounding_errors_of_many_channels_do_not_hide_an_equal_function(activation):
+    """The size of an SE of EfficientNetB0, with means that have errors of about 1e-6, as large sums do."""
+    inputs, layers = keras.Input((4, 4, 672)), se_layers("", 672, 28, activation=activation)
+    errors = 1 + 3e-6 * np.random.default_rng(0).uniform(-1, 1, 672).astype("float32")
+    mean = keras.layers.Lambda(lambda x: keras.ops.mean(x, (1, 2), keepdims=True) * errors)
+    model = keras.Model(inputs, keras_se(inputs, layers, "se_excite", mean))
+    assert [entry.weights for entry in attzoo.swap(model, "se", where="se_excite")] == ["Keras"]
 
 
 @pytest.mark.parametrize("setting", ["kernel_regularizer", "bias_regularizer", "activity_regularizer",

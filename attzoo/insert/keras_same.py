@@ -107,7 +107,11 @@ def _comparison(part: Any, channels_last: bool) -> Callable[[Any], bool]:
     """
     rng = np.random.default_rng(0)
     random_part = _float32_copy(part)
-    random_part.set_weights([rng.normal(size=variable.shape) for variable in random_part.weights])
+    # Sums of many terms are scaled to those of 4 terms: the rounding errors of larger ones would exceed the tolerance.
+    random_part.set_weights([
+        rng.normal(size=variable.shape) / np.sqrt(max(1, np.prod(variable.shape[:-1]) / 4))
+        for variable in random_part.weights
+    ])
     sizes = [size or 6 for size in part.input.shape[1:]]
     x = images((sizes[-1], *sizes[:-1]) if channels_last else tuple(sizes))
     x = (np.moveaxis(x, 1, -1) if channels_last else x).astype(np.float32)
@@ -125,6 +129,6 @@ def _comparison(part: Any, channels_last: bool) -> Callable[[Any], bool]:
             load_weights(block, _state(random_part), source=LIBRARY)
         except ValueError:   # the block has other arrays
             return False
-        return bool(np.allclose(outputs(block), expected, rtol=1e-3, atol=1e-4))
+        return bool(np.allclose(outputs(block), expected, rtol=1e-3, atol=1e-3))
 
     return is_same
