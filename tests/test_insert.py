@@ -172,6 +172,19 @@ def test_the_number_of_axes_follows_the_network(rank):
     net(torch.randn(2, 3, *(5, 4, 3)[:rank]))
 
 
+def test_other_numbers_of_axes_than_those_of_the_network_raise():
+    net = network()
+    with pytest.raises(ValueError, match="cbam at 'bn2': expected spatial_dims=2, the spatial axes there, got 3"):
+        attzoo.attach(net, "cbam", after="bn2", spatial_dims=3)
+    assert not net.bn2._forward_hooks
+
+
+def test_errors_of_the_network_for_an_example_name_the_argument():
+    with pytest.raises(RuntimeError) as error:
+        attzoo.attach(network(), "se", after="bn2", example=X[:, :1])
+    assert error.value.__notes__ == ["attzoo called the network with example=, in evaluation mode"]
+
+
 # ---- where -----------------------------------------------------------------------------------------------------------
 
 
@@ -614,10 +627,18 @@ def test_swap_exchanges_blocks_of_attzoo():
 
 def test_swap_takes_the_channels_from_an_example():
     net = WithAttention(nn.Sequential(nn.ReLU()))
-    with pytest.raises(ValueError, match="expected a module that declares its channels, got 'se': give example="):
+    with pytest.raises(ValueError, match="expected a module that declares its channels, got 'se': give an input"):
         attzoo.swap(net, "se", where="se")
     attzoo.swap(net, "se", where="se", example=X)
     assert net.se.spec.channels == 8
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 8)])
+def test_swap_refuses_layers_that_are_not_attention(layer):
+    net = WithAttention(layer)
+    with pytest.raises(ValueError, match=f"expected attention at 'se', got {type(layer).__name__}: swap would remove"):
+        attzoo.swap(net, "se", where="se")
+    assert net.se is layer
 
 
 def test_swap_refuses_identities_and_gates():

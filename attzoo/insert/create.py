@@ -75,7 +75,7 @@ def create(path: str, name: str, backend: str, channels: Any, rank: int | None, 
         name: name of the block.
         backend: "torch" or "keras".
         channels: number of channels of its input.
-        rank: number of spatial axes of its input, which is the default of `spatial_dims`; None if unknown.
+        rank: number of spatial axes of its input, the only value that `spatial_dims` may have; None if unknown.
         options: the other arguments of the block.
 
     """
@@ -87,6 +87,9 @@ def create(path: str, name: str, backend: str, channels: Any, rank: int | None, 
     spec: Any = registry.get(name, backend="numpy")
     if rank is not None and any(field.name == "spatial_dims" for field in fields(spec)):
         options = {"spatial_dims": rank} | dict(options)
+        if options["spatial_dims"] != rank:
+            got = f"{options['spatial_dims']!r}: leave spatial_dims= out"
+            raise ValueError(f"{name} at {path!r}: expected spatial_dims={rank}, the spatial axes there, got {got}")
     try:
         return registry.create(name, channels, backend=backend, **options)
     except (TypeError, ValueError) as err:

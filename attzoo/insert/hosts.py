@@ -25,6 +25,7 @@ CHANNELS: Final[Mapping[type[nn.Module], tuple[str, int]]] = {
     **{cls: ("num_features", n) for n, cls in enumerate((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1)},
 }   # fmt: skip
 LAST_AXIS: Final = (nn.Linear, nn.LayerNorm)   # their channels are the last axis; subclasses may transpose
+EXAMPLE_HINT: Final = "give an input of the network as example="   # the remedy if the channels are unknown
 WRAPPERS: Final = {   # classes that store lists of the parameters when they wrap a network -> remedy
     ("torch", "DistributedDataParallel"): "attach to its `module`, and wrap it afterwards",
     ("torch", "FullyShardedDataParallel"): "attach to the network before it is wrapped",
@@ -156,6 +157,13 @@ def check_not_scripted(path: str, module: nn.Module) -> None:
         raise ValueError(f"expected {path!r} to be a module without TorchScript, got {got}")
 
 
+def check_not_a_layer(path: str, module: nn.Module) -> None:
+    """Raise ValueError if a module to replace is a convolution, norm or linear layer, which is not attention."""
+    if type(module) in (*CHANNELS, *LAST_AXIS):
+        hint = "swap would remove this layer; attach adds a block after it"
+        raise ValueError(f"expected attention at {path!r}, got {type(module).__name__}: {hint}")
+
+
 def check_wrappers(model: nn.Module) -> None:
     """Raise ValueError if a network has a wrapper, such as DistributedDataParallel, that ignores new parameters."""
     for module in model.modules():
@@ -173,8 +181,8 @@ def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tu
     """
     if example is None:
         if missing := [host.path for host in hosts if host.channels is None]:
-            hint = "give an input of the network as example="
-            raise ValueError(f"expected modules that declare their number of channels, got {missing[0]!r}: {hint}")
+            got = f"{missing[0]!r}: {EXAMPLE_HINT}"
+            raise ValueError(f"expected modules that declare their number of channels, got {got}")
         return {}
     calls = calls_of(model, {host.path: host.module for host in hosts}, example)
     inputs = {host.path: [_block_inputs(host, call) for call in calls[host.path]] for host in hosts}
@@ -267,10 +275,17 @@ def _check_calls(host: Host, inputs: list[tuple[Any, ...]], calls: list[Call]) -
 
 
 def _call(model: nn.Module, example: Any) -> Any:
-    """Call a network with an example: an input, a tuple of inputs, or a dict of arguments."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
+    """Call a network with an example: an input, a tuple of inputs, or a dict of arguments.
+
+    An exception of the network gets a note that names the argument.
+    """
+    try:
+        if isinstance(example, Mapping):
+            return model(**example)
+        return model(*example) if isinstance(example, tuple) else model(example)
+    except Exception as err:
+        err.add_note("attzoo called the network with example=, in evaluation mode")
+        raise
 
 
 @contextmanager

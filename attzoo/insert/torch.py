@@ -27,9 +27,11 @@ from .attached import (
 )
 from .create import check_one_input, create, gating_arguments
 from .hosts import (
+    EXAMPLE_HINT,
     Host,
     calls_of,
     check_host,
+    check_not_a_layer,
     check_not_scripted,
     check_wrappers,
     hosts_of,
@@ -106,6 +108,7 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
     attention_modules = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
     for path, module in attention_modules.items():
         check_not_scripted(path, module)
+        check_not_a_layer(path, module)
         if is_attached(module):
             raise ValueError(f"expected {path!r} without an attached block, got a module that has one: detach it first")
     if not attention_modules:
@@ -222,7 +225,7 @@ def _replacement(
     if source is not None and host.channels is None:
         host = replace(host, channels=same.read(host.module, source)[1].get("channels"))
     if host.channels is None and shape is None:
-        raise ValueError(f"expected a module that declares its channels, got {host.path!r}: give example=")
+        raise ValueError(f"expected a module that declares its channels, got {host.path!r}: {EXAMPLE_HINT}")
     if source is not None:
         block = same.same_block(
             host.module, name, source, arguments, lambda block_args: _create(host, name, shape, dict(block_args))
