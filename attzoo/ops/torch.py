@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from . import guard as guard  # first, because it raises an error if torch is too old
+
 # isort: split
 from torch import fx
 
