@@ -25,18 +25,12 @@ FILES = {   # file -> -k expression that selects its tests
     "test_maps.py": "models_without_blocks or keras_block_in_a_torch_model",
     "test_unet_keras.py": "leejunhyun-float64 or (learns and channels_last)",
 }
-PARTS = {"a sixth": ["--share", "6"], "the rest": ["--share", "6", "--rest"]}   # of the combinations of each test
 # JAX compiles every operation for every shape, so the tests need fast compilation, not fast code
 NO_OPTIMIZATION = "--xla_backend_optimization_level=0"
 FASTEST = (   # half the time; some XLA versions lack these options
     f"{NO_OPTIMIZATION} --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
-
-
-def parts(test):
-    """Run a test with each of PARTS, by default only with the first."""
-    return pytest.mark.parametrize("part", PARTS)(pytest.mark.one_of_each(first=True)(pytest.mark.timeout(1800)(test)))
 
 
 def jax(folder):
@@ -60,22 +54,16 @@ def test_words_of_every_expression_are_in_its_file(file):
     assert not [word for word in sorted(words) if word not in text]
 
 
-def run_tests(environment, part):
-    """Run a part of the tests in a new process with further environment variables; assert that they pass."""
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.timeout(1800)
+def test_keras_tests_pass_on(backend, tmp_path, request):
+    """Without --all a sixth of the combinations of each test."""
     chosen = " or ".join(f"({file} and ({tests}))" for file, tests in FILES.items())
     command = [sys.executable, "-m", "pytest", *(HERE / file for file in FILES), "-k", chosen]
-    command += ["-n0", "-v", "--few", "--each", *PARTS[part], "-p", "no:cacheprovider"]
-    process = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    command += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
+    command += [] if request.config.getoption("--all") else ["--share", "6"]
+    env = os.environ | {"KERAS_BACKEND": backend} | (jax(tmp_path) if backend == "jax" else {})
+    process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
-    for file in FILES if part == "a sixth" else ():   # every expression must select at least one test
+    for file in FILES:   # every expression must select at least one test
         assert re.search(f"{file}::.* PASSED", process.stdout), file
-
-
-@parts
-def test_keras_tests_pass_on_jax(part, tmp_path):
-    run_tests({"KERAS_BACKEND": "jax"} | jax(tmp_path), part)
-
-
-@parts
-def test_keras_tests_pass_on_torch(part):
-    run_tests({"KERAS_BACKEND": "torch"}, part)
