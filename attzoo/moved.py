@@ -1,4 +1,4 @@
-"""Deprecated aliases of attributes that moved to another module. Each lasts for one release."""
+"""Deprecated names of attributes. Each lasts for one release."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ def moved(module: str, name: str, replacements: Mapping[str, str]) -> Any:
     """
     if name not in replacements:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    message = f"{module}.{name} is deprecated and will be removed in the next release: use {replacements[name]}"
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    warn_deprecated(f"{module}.{name}", replacements[name], stacklevel=4)
     new_module, _, attribute = replacements[name].rpartition(".")
     return getattr(import_module(new_module), attribute)
+
+
+def warn_deprecated(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn with DeprecationWarning that `old` is a deprecated name of `new`.
+
+    stacklevel: as in `warnings.warn`; by default the warning names the line that calls the caller of this function.
+    """
+    message = f"{old} is deprecated and will be removed in the next release: use {new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)

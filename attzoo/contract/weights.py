@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeVar
+
+from ..moved import warn_deprecated
 
 T = TypeVar("T")
 
@@ -35,11 +36,7 @@ class Weight:
     @property
     def start(self) -> str:
         """Deprecated name of `initialization`. Reading it warns with DeprecationWarning."""
-        warnings.warn(
-            "Weight.start is deprecated and will be removed in the next release: use Weight.initialization",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_deprecated("Weight.start", "Weight.initialization")
         return self.initialization
 
     @property

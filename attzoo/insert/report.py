@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..moved import warn_deprecated
 from ..tables import text_table
 
 NUMBERS: Final = ("channels", "parameters", "MACs")   # right-aligned columns of the table
@@ -50,11 +50,7 @@ class Report:
     @property
     def places(self) -> tuple[Entry, ...]:
         """Deprecated name of `entries`. Reading it warns with DeprecationWarning."""
-        warnings.warn(
-            "Report.places is deprecated and will be removed in the next release: use Report.entries",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_deprecated("Report.places", "Report.entries")
         return self.entries
 
     @property

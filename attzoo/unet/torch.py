@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -20,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import registry
 from ..blocks.torch import SpecModule
 from ..contract import Spec
+from ..moved import warn_deprecated
 from ..ops import guard
 from ..ops import torch as ops
 from . import hub, spec
@@ -100,8 +100,7 @@ class UNet(SpecModule):
 
     def fuse(self) -> UNet:
         """Deprecated name of `fold_norms`, kept for one release."""
-        message = "UNet.fuse is deprecated and will be removed in the next release: use UNet.fold_norms"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        warn_deprecated("UNet.fuse", "UNet.fold_norms")
         return self.fold_norms()
 
     def fold_norms(self) -> UNet:
