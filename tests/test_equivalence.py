@@ -67,11 +67,13 @@ def test_contracts_of_the_class(name, backend, contract):
 @pytest.mark.one_of_each(share=3)
 def test_torch_and_keras_agree_in_float64(name):
     """Outputs, coefficients, gradients and two training steps agree element by element."""
-    factor = 1 if adapter("keras").precision("float64") == "float64" else 1e5   # Keras on torch multiplies in float32
+    float32_products = adapter("keras").precision("float64") != "float64"   # Keras on torch
 
     def assert_near(actual, expected, tolerance):
+        if float32_products:   # coefficients without a sigmoid have been seen to differ by 1.1 eps
+            tolerance = max(1e5 * tolerance, 4 * np.finfo(np.float32).eps)
         scale = max(1, np.abs(expected).max(initial=0))
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=factor * tolerance * scale)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
     @given(cases(name, ("float64",), small=True))
     def run(case):
