@@ -16,9 +16,9 @@ import typer
 from attzoo.files import write
 
 SUITES = (
-    "What to time. quick: one size of each block, up to 5 minutes. full: several sizes, dtypes and layouts, up to 10 "
-    "minutes on a GPU, 45 on a CPU. On a GPU only: kernels, the fused kernels, up to 10 minutes; wins, the cases of "
-    "the command `wins`, up to 5; networks, ResNet-50 and U-Net, up to 5."
+    "What to time. quick: one size of each block, up to 5 minutes. blocks: three sizes, up to 8 minutes. full: several "
+    "sizes, dtypes and layouts, up to 10 minutes on a GPU, 45 on a CPU. On a GPU only: kernels, the fused kernels, up "
+    "to 10 minutes; wins, the cases of the command `wins`, up to 5; networks, ResNet-50 and U-Net, up to 5."
 )
 app = typer.Typer(
     help=__doc__,
@@ -44,6 +44,7 @@ class SuiteName(StrEnum):
     kernels = "kernels"
     wins = "wins"
     networks = "networks"
+    blocks = "blocks"
 
 
 @app.command()

@@ -69,6 +69,10 @@ MAPS: Final = {   # feature maps of ResNets at 224 x 224 pixels, and of a U-Net'
 }
 SKIPS: Final = {"cuda": ((8, 64, 256, 256), (8, 256, 64, 64)), "cpu": ((2, 64, 128, 128), (2, 256, 32, 32))}
 OTHER_RANKS: Final = {"cuda": ((32, 128, 8192), (2, 32, 96, 96, 96)), "cpu": ((8, 64, 2048), (1, 32, 24, 24, 24))}
+STAGES: Final = {   # the first, third and fourth stage of a ResNet-18 at 224 x 224 pixels
+    "cuda": ((64, 64, 56, 56), (64, 256, 14, 14), (64, 512, 7, 7)),
+    "cpu": ((8, 64, 56, 56), (8, 256, 14, 14), (8, 512, 7, 7)),
+}
 IMAGES: Final = {"cuda": (64, 3, 224, 224), "cpu": (2, 3, 128, 128)}        # of ResNet-50
 QUICK_IMAGES: Final = {"cuda": (16, 3, 224, 224), "cpu": (2, 3, 64, 64)}    # of both networks in the quick suite
 LARGE_BATCH: Final = (256, 3, 224, 224)    # of ResNet-50 in bfloat16

@@ -69,6 +69,9 @@ class KerasCandidate:
         """Return None, None: the memory in the process is unknown."""
         return None, None
 
+    def traffic(self) -> None:
+        """Return None: the operators in the process are unknown."""
+
 
 @contextmanager
 def open_keras_candidates(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterator[KerasCandidate]]]:

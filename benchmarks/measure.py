@@ -58,6 +58,9 @@ class Candidate(Protocol):
     def memory(self) -> tuple[int | None, int | None]:
         """Return the bytes saved for the backward pass and the peak bytes of a training step; None if unknown."""
 
+    def traffic(self) -> int | None:
+        """Return the bytes that the operators of a call read and write; None if unknown."""
+
 
 @dataclass
 class Bench:
@@ -112,7 +115,7 @@ def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iter
 
     Arguments are those of `measure`.
     """
-    template = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
+    template = Row(case, COPY, "timed", moved=moved(case), flops=flops(case), parameters=parameters(case))
     try:
         subject = create_subject(case, bench.device, bench.sets)
         expected = expected_results(subject)
@@ -123,8 +126,10 @@ def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iter
         candidate_row = replace(template, provider=candidate.provider, clock=candidate.clocks()[0])
         row = verified(candidate, candidate_row, subject, expected, bench.absent)
         if row and row.status == "timed":
-            saved_bytes, peak_bytes = candidate.memory()   # independent of the clock
-            candidates.append((candidate, replace(row, kept=saved_bytes, peak=peak_bytes)))
+            saved_bytes, peak_bytes = candidate.memory()   # independent of the clock, as is the traffic
+            candidates.append(
+                (candidate, replace(row, kept=saved_bytes, peak=peak_bytes, traffic=candidate.traffic()))
+            )
         elif row:
             rows.append(row)
     for clock in dict.fromkeys(clock for candidate, _ in candidates for clock in candidate.clocks()):
@@ -303,7 +308,7 @@ def error_line(err: Exception) -> str:
     return f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'no message'}"[:200]
 
 
-# ---- least bytes and operations --------------------------------------------------------------------------------------
+# ---- least bytes, operations and parameters --------------------------------------------------------------------------
 
 
 def moved(case: Case) -> int:
@@ -326,3 +331,10 @@ def flops(case: Case) -> int:
     forward, backward = PASSES[case.mode]
     macs: int = spec_of(case).macs(*case.shapes)
     return 2 * macs * (forward + 2 * backward)
+
+
+def parameters(case: Case) -> int:
+    """Return the number of trainable parameters of a block. 0 for a network."""
+    if case.network:
+        return 0
+    return sum(int(weight.size) for weight in spec_of(case).weights.values() if weight.trainable)

@@ -1,15 +1,20 @@
-"""Count the bytes of tensors that a pass through a torch module saves and needs."""
+"""Count the bytes of tensors that a pass through a torch module saves, needs, reads and writes."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from attzoo.ops import guard
 
 from .timer import Call
 
@@ -34,9 +39,79 @@ def saved_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
 def peak_bytes(call: Call) -> int:
     """Return the peak bytes of tensors created during a call, without temporary memory inside operators."""
     tracker = _Alive()
-    with tracker:
+    with _counting(tracker):
         call()
     return tracker.most
+
+
+def operator_bytes(call: Call) -> int:
+    """Return the bytes that the operators of a call read and write, as if none of them were in a cache.
+
+    Every operator counts each tensor that it takes as read and each tensor that it returns or changes as written. Views
+    and new tensors without values cost nothing, and an expanded tensor has the bytes of the tensor that it repeats.
+    """
+    counter = _Traffic()
+    with _counting(counter):
+        call()
+    return counter.total
+
+
+@contextmanager
+def _counting(mode: TorchDispatchMode) -> Iterator[None]:
+    """Activate a mode, with attzoo's blocks in the forms that are timed: in a mode they would use the plain forms."""
+    with patch.object(guard, "in_mode", lambda: False), mode:
+        yield
+
+
+OVERWRITING: Final = ("copy_", "fill_", "zero_")   # these change their first argument without reading it
+WITHOUT_VALUES: Final = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
+
+class _Traffic(TorchDispatchMode):   # type: ignore[no-untyped-call]
+    """Add up the bytes that operators read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()   # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ not in WITHOUT_VALUES:
+            self.total += _bytes_of(func, args, kwargs or {}, out)
+        return out
+
+
+def _bytes_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """Return the bytes that an operator reads and writes, given its arguments and what it returned."""
+    arguments = func._schema.arguments
+    positional, named = zip(arguments, args, strict=False), ((a, kwargs[a.name]) for a in arguments if a.name in kwargs)
+    taken: list[Tensor] = []
+    changed: list[Tensor] = []
+    unread: list[Tensor] = []   # changed and not read
+    for argument, value in (*positional, *named):
+        tensors = _tensors(value)
+        taken += tensors
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            changed += tensors
+            unread += tensors if argument.is_out or func.overloadpacket.__name__ in OVERWRITING else []
+    addresses = {tensor.untyped_storage()._cdata for tensor in taken}
+    new = [tensor for tensor in _tensors(out) if tensor.untyped_storage()._cdata not in addresses]
+    if not new and not changed:
+        return 0
+    overwritten = set(map(id, unread))
+    read = {id(tensor): tensor for tensor in taken if id(tensor) not in overwritten}
+    return sum(map(_stored_bytes, [*read.values(), *changed, *new]))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested values."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """Return the bytes of a tensor in memory: an axis with stride 0 repeats the same values."""
+    axes: Iterable[tuple[int, int]] = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * prod(size if stride or not size else 1 for size, stride in axes)
 
 
 class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from attzoo.registry import sources
 
 from . import cuda
 from .cases import unet_gate
-from .memory import peak_bytes, saved_bytes
+from .memory import operator_bytes, peak_bytes, saved_bytes
 from .nets import Bottleneck
 from .peers import build_peer
 from .runs import FUSED, Provider
@@ -121,6 +121,17 @@ class TorchCandidate:
         if self.subject.case.mode != "training" or self.options is not None:
             return None, None
         return saved_bytes(self.module, self.inputs(0)), peak_bytes(self.calls()[0])
+
+    def traffic(self) -> int | None:
+        """Return the bytes that the operators of a call read and write; None for networks and other forms than eager.
+
+        Compiled code and fused kernels are not operators of PyTorch.
+        """
+        if self.subject.case.network or self.provider.form != "eager":
+            return None
+        call = self.calls()[0]
+        call()   # the first call in the mode "backward" runs the forward pass too
+        return operator_bytes(call)
 
 
 def clocked_by(clock: str, calls: Sequence[Call], cpu: Cpu) -> Turn:

@@ -41,6 +41,7 @@ PACE: Final = {
     "kernels": THOROUGH,
     "wins": SHORT,
     "networks": SHORT,
+    "blocks": SHORT | {"cpu": Pace(11, 0.02, 5.0)},
 }
 # Relative time that a form of a case takes, for the estimate of the remaining time.
 WEIGHT: Final = {"eager": 1.0, "peer compiled": 7.0, "compiled": 15.0, "keras": 8.0}

@@ -67,7 +67,9 @@ class Row:
         kept: bytes that autograd saves for the backward pass, besides inputs and parameters.
         peak: most bytes of tensors in use at once in a training step, besides inputs and weights.
         moved: least bytes to read and write, each input, weight and result once.
+        traffic: bytes that the operators of a call read and write, as `memory.operator_bytes` counts; None if unknown.
         flops: floating-point operations, twice the multiply-adds.
+        parameters: number of trainable parameters of the block.
 
     """
 
@@ -87,7 +89,9 @@ class Row:
     kept: int | None = None
     peak: int | None = None
     moved: int = 0
+    traffic: int | None = None
     flops: int = 0
+    parameters: int = 0
 
     @property
     def verdict(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from .by_size import beside_references, block_costs
 from .comparisons import comparison, verdict_counts
 from .costs import costs, forms
 from .details import absent_packages, all_rows, conditions, left_out, problems
@@ -23,6 +24,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     rows = entries(runs)
     candidates = [
         summary(runs),
+        block_costs(rows),
+        beside_references(rows),
         comparison(rows),
         kernels(rows),
         costs(rows),

@@ -29,6 +29,7 @@ from .cases import (
     QUICK_IMAGES,
     SCANS,
     SKIPS,
+    STAGES,
     Case,
     inputs,
     takes,
@@ -47,7 +48,8 @@ class Suite:
 
 # Importing the libraries, measuring the ceilings and finishing the last case take another 1.5 minutes on a GPU.
 MINUTES: Final = {("quick", "cpu"): 4.5, ("quick", "cuda"): 4.0, ("full", "cpu"): 45.0, ("full", "cuda"): 8.5,
-                  ("kernels", "cuda"): 8.5, ("wins", "cuda"): 4.0, ("networks", "cuda"): 4.0}   # fmt: skip
+                  ("kernels", "cuda"): 8.5, ("wins", "cuda"): 4.0, ("networks", "cuda"): 4.0,
+                  ("blocks", "cpu"): 6.5, ("blocks", "cuda"): 8.0}   # fmt: skip
 
 
 def suite(name: str, device: str, blocks: Sequence[str] = ()) -> Suite:
@@ -115,6 +117,15 @@ def wins(device: str) -> Iterator[Case]:
         cases = [case for mode in BOTH for case in block_cases(device, number, mode)]
         cases += coarse(device) if number == WIN_SIZES[0] else ()
         yield from (replace(case, dtype=dtype, layout=layout) for case in cases)
+
+
+def every_block(device: str) -> Iterator[Case]:
+    """Yield the cases of every block at three sizes: with its default arguments, then as its reference computes it."""
+    settings = [*product(STAGES[device], BOTH)]
+    for shape, mode in settings:
+        yield from filter(takes, (Case(block, inputs(block, shape), mode) for block in attzoo.names()))
+    for shape, mode in settings:
+        yield from filter(takes, (block_case(block, shape, mode) for block in attzoo.names()))
 
 
 def networks_on_gpu(device: str) -> Iterator[Case]:
@@ -227,4 +238,5 @@ def networks(images: tuple[int, ...], scans: tuple[int, ...]) -> Iterator[Case]:
             yield Case(block, (scans,), mode, network="unet", variant="leejunhyun")
 
 
-SUITES: Final = {"quick": quick, "full": full, "kernels": kernels, "wins": wins, "networks": networks_on_gpu}
+SUITES: Final = {"quick": quick, "full": full, "kernels": kernels, "wins": wins, "networks": networks_on_gpu,
+                 "blocks": every_block}   # fmt: skip

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 NUMBERS: Final = frozenset(   # heads of columns of numbers
-    ("time", "copies", "ratio", "control", "error", "saved MiB", "peak MiB", "GB/s", "images/s", "of plain",
-     "times eager peer", "times best compiled", "old", "new", "new / old")
+    ("parameters", "MACs", "MiB moved", "time", "copies", "ratio", "control", "error", "saved MiB", "peak MiB", "GB/s",
+     "images/s", "of plain", "times eager peer", "times best compiled", "old", "new", "new / old")
 )
 
 

@@ -1,6 +1,8 @@
 """Tests of measuring a case: verification, timing, unsteady measurements, and counts of bytes and operations."""
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +11,10 @@ import torch
 import attzoo
 from attzoo.contract import Source
 from benchmarks import measure, providers, subjects
-from benchmarks.cases import Case, inputs
-from benchmarks.measure import Bench, drift, flops, moved, references, unsteady
+from benchmarks.cases import Case, create, inputs
+from benchmarks.measure import Bench, drift, flops, moved, parameters, references, unsteady
 from benchmarks.nets import Bottleneck
+from benchmarks.providers import TorchCandidate
 from benchmarks.runs import Provider
 from benchmarks.timer import Pace
 
@@ -50,9 +53,28 @@ def test_equal_blocks_are_timed(mode):
         assert rows[name].copies.median > 0
         assert rows[name].control is not None
         assert (rows[name].kept is None) == (mode != "training")
+        assert rows[name].traffic >= rows[name].moved
+        assert rows[name].parameters == 32 * 2 + 2 + 2 * 32 + 32
     assert rows["attzoo"].reference == rows["own"].reference == "own"
     assert rows["attzoo"].ratio is not None
     assert rows["own"].ratio is None
+
+
+def test_the_traffic_of_a_training_step_is_that_of_both_passes():
+    counts = []
+    for mode in ("forward", "backward", "training"):
+        subject = subjects.create_subject(replace(CASE, mode=mode), "cpu")
+        counts.append(TorchCandidate(Provider("attzoo"), subject, partial(deepcopy, subject.ours)).traffic())
+    forward, backward, training = counts
+    assert 0 < forward < backward
+    assert training == forward + backward
+
+
+@pytest.mark.parametrize(("form", "network"), [("compiled", None), ("triton", None), ("eager", "resnet50")])
+def test_the_traffic_of_other_forms_and_of_networks_is_unknown(form, network):
+    subject = subjects.create_subject(CASE, "cpu")
+    subject = replace(subject, case=replace(CASE, network=network))
+    assert TorchCandidate(Provider("attzoo", form=form), subject, lambda: subject.ours).traffic() is None
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
@@ -283,6 +305,10 @@ def test_bytes_and_operations_are_those_of_the_spec():
     assert [flops(replace(se, mode=mode)) for mode in ("inference", "backward", "training")] == [512, 1024, 1536]
     gate = Case("attention_gate", inputs("attention_gate", (1, 8, 4, 4), coarse=True))
     assert moved(gate) == 4 * (8 * 16 + 16 * 4 + 8 * 16 + (8 * 4 + 4 + 16 * 4 + 4 + 4 + 1))
+    assert parameters(se) == w
+    assert parameters(replace(se, network="resnet50")) == 0
+    bam = Case("bam", ((2, 32, 5, 4),))   # running statistics are no parameters
+    assert parameters(bam) == sum(p.numel() for p in create(bam, "torch").parameters())
     assert moved(replace(se, network="resnet50")) == flops(replace(se, network="resnet50")) == 0
 
 
@@ -291,6 +317,7 @@ def keras_candidate(library, outputs, **attributes):
     candidate = SimpleNamespace(
         provider=Provider(library, "jax", "traced"), family="jax traced", outputs=lambda: outputs,
         turn=lambda clock, cpu: lambda repeats: 1.0, clocks=lambda: ("cpu",), memory=lambda: (None, None),
+        traffic=lambda: None,
         twin=lambda: keras_candidate(f"{library} again", outputs, **attributes),
     )   # fmt: skip
     vars(candidate).update(attributes)

@@ -169,6 +169,43 @@ def test_the_ratio_of_a_peer_to_attzoo_is_inverted(run):
     assert line[1:6] == ["", "attzoo", "timm", "0.50", "faster in 1"]
 
 
+def quartiles_text(value):
+    """Return the text of about(value)."""
+    return f"{value:.2f} ({value * 0.98:.2f}\N{EN DASH}{value * 1.02:.2f})"
+
+
+def test_the_suite_blocks_has_the_costs_of_every_block_and_its_ratios_at_each_size(run):
+    small, x = ((4, 64, 7, 7),), 4 * 4 * 64 * 7 * 7
+    defaults, timms = Case("se", small), Case("se", small, variant="timm")
+    numbers = {"flops": 2 * 4 * 512, "parameters": 1580}
+    beside = {"reference": "timm", "control": about(0.99)}
+    rows = [
+        timed(defaults, OURS, 3e-5, 1e-5, traffic=3 * x, **numbers),
+        timed(replace(defaults, mode="training"), OURS, 9e-5, 1e-5, traffic=13 * x, flops=6 * 4 * 512, parameters=1580),
+        timed(replace(defaults, shapes=((4, 64, 9, 9),)), OURS, 4e-5, 1e-5, traffic=3 * x, **numbers),
+        timed(timms, OURS, 2e-5, 1e-5, ratio=about(0.5), **beside),
+        timed(timms, TIMM, 4e-5, 1e-5, **beside),
+        timed(replace(timms, mode="training"), OURS, 2e-5, 1e-5, ratio=about(1.25), status="unsteady", **beside),
+        timed(defaults, COPY, 1e-5, 1e-5),
+    ]
+    sections = tables(report.markdown([replace(run, suite="blocks", rows=rows)]))
+    title = "**4x64x7x7, float32, channels first, CPU time of one thread**"
+    costs = sections["What each block costs at each size"]
+    assert costs[2] == [title, *[""] * 6]
+    assert costs[3] == ["se", "1,580", "512", "0.14 (3.00 x)", quartiles_text(3), "0.62 (13.0 x)", quartiles_text(9)]
+    assert costs[5][-2:] == ["", ""]   # no training step was timed
+    assert len(costs) == 6
+    ratios = sections["Each block beside another library"]
+    assert ratios[2:] == [
+        [title, *[""] * 8],
+        ["se", "timm", "timm", quartiles_text(0.5), quartiles_text(0.99), "faster", quartiles_text(1.25),
+         quartiles_text(0.99), "unsteady"],
+    ]   # fmt: skip
+    assert not {"What each block costs at each size", "Each block beside another library"} & {
+        *tables(report.markdown([replace(run, rows=rows)]))   # of another suite
+    }
+
+
 def test_two_clocks_have_separate_groups(run):
     case, reference = Case("eca", ((8, 256, 56, 56),)), {"reference": "timm", "control": about(1)}
     ratios = {"graph": 0.5, "calls": 1}

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import contract, registry
 from attzoo.blocks.se.spec import SE
+from attzoo.ops import guard
 from benchmarks import cases, cuda, facts, memory, nets, run, runs, suites
 from benchmarks.__main__ import app
 from benchmarks.cases import Case
@@ -222,6 +223,34 @@ def test_peak_does_not_count_tensors_from_before_the_call():
     assert memory.peak_bytes(lambda: x.detach()[10:] * 2) == 360
 
 
+@pytest.mark.parametrize(
+    ("call", "count"),
+    [
+        (lambda x: x + 1, 400 + 400),
+        (lambda x: x + x, 400 + 400),   # x is read once
+        (lambda x: x.mul_(2), 400 + 400),
+        (lambda x: x.copy_(torch.ones(100)), 400 + 400 + 400),   # writes the ones, reads them, writes x
+        (lambda x: torch.mul(x, 2, out=torch.empty(100)), 400 + 400),
+        (lambda x: x.view(10, 10).t().detach(), 0),
+        (lambda x: torch.empty_like(x), 0),
+        (lambda x: x.expand(50, 100) * torch.empty(50, 100), 400 + 20000 + 20000),
+        (lambda x: x.view(10, 10) @ x.view(10, 10)[:, :5], 400 + 200 + 200),
+        (lambda x: torch.cat([x, x[:50]]), 400 + 200 + 600),
+        (lambda x: x.max(0), 400 + 4 + 8),   # the maximum and its index
+    ],
+)
+def test_every_operator_counts_what_it_reads_and_writes(call, count):
+    x = torch.arange(100.0)
+    assert memory.operator_bytes(lambda: call(x)) == count
+
+
+@pytest.mark.parametrize("count", [memory.operator_bytes, memory.peak_bytes])
+def test_blocks_have_the_forms_that_are_timed_while_bytes_are_counted(count):
+    answers = []
+    count(lambda: answers.append(guard.is_plain(torch.ones(1))))
+    assert answers == [True]
+
+
 def test_resnet50_has_the_published_parameters():
     net = nets.ResNet50()
     assert sum(parameter.numel() for parameter in net.parameters()) == 25_557_032   # torchvision's
@@ -347,6 +376,18 @@ def test_ranks_that_a_block_refuses_are_not_timed(monkeypatch):
     all_cases = suite("full", "cpu", ("se", "eca")).cases
     ranks = {(case.block, len(case.shapes[0]) - 2) for case in all_cases if not case.network}
     assert ranks == {("se", 2), ("eca", 1), ("eca", 2), ("eca", 3)}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_suite_blocks_has_every_block_at_three_sizes_as_it_is_and_as_its_reference_computes_it(device):
+    all_cases = suite("blocks", device).cases
+    assert {(case.dtype, case.layout, case.network) for case in all_cases} == {("float32", "channels first", None)}
+    for name in attzoo.names():
+        settings = {(case.shapes[0], case.mode, case.variant) for case in all_cases if case.block == name}
+        variants = {None, next((source.variant for source in registry.sources(name).values()), None)}
+        assert settings == {*itertools.product(cases.STAGES[device], cases.BOTH, variants)}
+    first_reference = next(i for i, case in enumerate(all_cases) if case.variant)
+    assert all(case.variant for case in all_cases[first_reference:])   # a run that is out of time has all default cases
 
 
 def test_a_suite_can_be_limited_to_some_blocks():
@@ -502,7 +543,7 @@ def test_the_remaining_time_is_estimated_by_weight():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("slow", "cpu"), "suite must be one of quick, full, kernels, wins, networks, got 'slow'"),
+        (("slow", "cpu"), "suite must be one of quick, full, kernels, wins, networks, blocks, got 'slow'"),
         (("kernels", "cpu"), "device must be cuda for suite kernels, got cpu: set --device cuda"),
         (("quick", "tpu"), "device must be one of cpu, cuda, got 'tpu'"),
         (("quick", "cpu", ("se", "transformer")), "blocks must be among .*, got transformer"),
