@@ -48,7 +48,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="50 random examples per test, or 7500, instead of 6")
+    parser.addoption("--thorough", action="store_true", help="50 random examples per test, or 4000, instead of 6")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
     parser.addoption("--share", type=int, default=1, metavar="N", help="every N-th combination of each test")

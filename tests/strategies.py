@@ -26,9 +26,9 @@ GATES = [name for name in NAMES if len(attzoo.info(name).inputs) == 2]
 
 
 def cheap_examples():
-    """Return the number of examples for a test whose examples take at most 20 ms: 150 times as many with --thorough."""
+    """Return the number of examples for a test whose examples take at most 20 ms: 80 times as many with --thorough."""
     count = settings.default.max_examples
-    return 150 * count if count == THOROUGH else count
+    return 80 * count if count == THOROUGH else count
 
 
 def cheap(test):

@@ -38,7 +38,7 @@ from .compare import (
     eps_of,
     within,
 )
-from .oracle import descend, descent_error, rounding_descent
+from .oracle import descend, descent_error, rounding_descent, stable_rate
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ def training(case: Case, backend: str) -> float:
     Return the largest error / tolerance.
     """
     ratio = check_gradients(case, backend, training=True)
-    rate, steps, block = 2.0**-7, 5, case.block(backend)
+    steps, block = 5, case.block(backend)
+    rate = stable_rate(case, steps)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
     expected = descend(case, steps, rate)
     unit = TOLERANCE["training"] * eps_of(case, backend)

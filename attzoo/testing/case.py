@@ -16,6 +16,7 @@ from ..contract import Array, Spec, Weight
 Pick = Callable[[Sequence[Any]], Any]
 CHANNELS = (4, 1, 2, 3, 8, 17, 33)   # below and above the reduction, prime, odd and even
 SIZES = (4, 1, 2, 3, 5, 7)
+FEW = 300   # values of the trainable weights of a small case: the contract `training` evaluates the spec for each
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Magnitude below which the error of a result is not relative, but eps times this magnitude. TensorFlow and JAX flush
 # subnormal numbers to zero, except in float16: the error is then the smallest normal number.
@@ -93,7 +94,8 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
         name: name of the block in the registry.
         pick: chooses an item from a sequence whose first item is the simplest.
         dtype: name of the dtype of the case.
-        small: whether the number of weights is small and the batch has at least 2 samples, for slow checks.
+        small: for slow checks: few channels, a batch of at least 2 samples, and fewer spatial axes where the
+            trainable weights of the block would otherwise have more than FEW values.
 
     """
     cls = registry.get(name, backend="numpy")
@@ -102,10 +104,18 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
     drawn_options = {option: pick(values) for option, values in values_by_option.items()}
     channels, options = accepted(cls, channels, drawn_options)
     spec = cls(channels, **options)   # type: ignore[call-arg]
+    while small and _number_of_parameters(spec) > FEW and options.get("spatial_dims", 1) > 1:
+        options["spatial_dims"] -= 1
+        spec = cls(channels, **options)   # type: ignore[call-arg]
     rank = getattr(spec, "spatial_dims", None) or pick((2, 1, 3))
     batch = pick((2, 3) if small else (2, 1, 3))
     shapes = tuple((batch, c, *(pick((3, 2) if small else SIZES) for _ in range(rank))) for c in spec.inputs)
     return Case(name, channels, options, fitted(spec, shapes), dtype, pick((True, False)), seed=pick(range(1000)))
+
+
+def _number_of_parameters(spec: Spec) -> int:
+    """Return the number of trainable values in the weights of a spec."""
+    return sum(int(np.prod(weight.shape)) for weight in spec.weights.values() if weight.trainable)
 
 
 def _few(option: str, values: Sequence[Any]) -> Sequence[Any]:

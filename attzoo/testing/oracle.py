@@ -141,13 +141,13 @@ def rounding_derivative(case: Case, key: int | str, stream: int, training: bool,
     """Return the largest change of `derivative` per relative error in the results of the spec's operations.
 
     It is the maximum over random draws of errors of two sizes, because the change of a batch norm over two nearly equal
-    values is not proportional to the errors. It is at least `cancellation` times the sum of the absolute terms of the
-    loss. key, stream and training are those of `derivative`; slope is its result without errors.
+    values is not proportional to the errors. It is at least the square of `cancellation` times the sum of the absolute
+    terms of the loss. key, stream and training are those of `derivative`; slope is its result without errors.
     """
     direction = random_direction(case, key, stream)
     terms = _loss_terms(case, case.cotangent(), training)
     size = float(np.abs(terms(case.inputs(), case.weights())).sum())
-    largest_change = cancellation(case) * size if training else 0.0
+    largest_change = cancellation(case) ** 2 * size if training else 0.0
     for draw, unit in product(range(DRAWS), (SLOPE_PERTURBATION, PERTURBATION)):
         rounded_terms = with_rounding(case, terms, (6, draw), unit)
         rounded = _slope(rounded_terms, case.inputs(), case.weights(), key, direction)
@@ -161,7 +161,10 @@ def cancellation(case: Case) -> float:
     """Return the largest |value| / standard deviation of any channel in the batch norms of a case in training.
 
     A batch norm over a few nearly equal values subtracts their mean, which magnifies relative rounding errors by this
-    factor. It applies once more in backward passes, but `rounding_derivative` only rounds in forward passes.
+    factor. A backward pass has the factor twice. The gradient of the norm's input is what remains after the parts along
+    its mean and along its result are subtracted, so it has the relative error of the result, which has the factor once.
+    It is divided by the standard deviation and, for a weight before the norm, multiplied by values of the size of x.
+    `rounding_derivative` only rounds in forward passes, in which the errors of mean, variance and result agree.
     """
     factors, original_batch_norm = [1.0], ops.batch_norm
 
@@ -246,6 +249,25 @@ def descend(case: Case, steps: int, rate: float) -> Weights:
     Gradients are central differences.
     """
     return _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate)
+
+
+def stable_rate(case: Case, steps: int) -> float:
+    """Return the learning rate 2^-7, divided by 16 as often as is needed for `descend` not to diverge.
+
+    With a rate that is too large for a loss, each step multiplies the weights, and all errors with them. `descend`
+    does not diverge if no weight changes by more than 4.
+    """
+
+    def diverges(rate: float) -> bool:
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = descend(case, steps, rate)
+        trainable = [name for name, weight in case.spec.weights.items() if weight.trainable]
+        return not all((np.abs(result[name] - initial[name]) <= 4).all() for name in trainable)
+
+    initial, rate = case.weights(), 2.0**-7
+    while diverges(rate):
+        rate /= 16
+    return rate
 
 
 @lru_cache(CACHE_SIZE)
