@@ -22,7 +22,7 @@ from training import (  # noqa: F401, pytest uses skip_curves
 )
 
 import attzoo
-from attzoo.train import run, state
+from attzoo.train import output, run, state
 from attzoo.train.phantoms import write as write_phantoms
 from attzoo.train.settings import OPTIMIZERS, Settings
 
@@ -74,7 +74,7 @@ def test_two_torch_processes_train_like_one(tmp_path):
         code, _, err = wait_for(process)
         assert code == 0, err
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
-    assert sorted(contents(tmp_path / "two")) == sorted(run.FILES)
+    assert sorted(contents(tmp_path / "two")) == sorted(output.FILES)
 
 
 def test_existing_process_group_is_not_destroyed(tmp_path):

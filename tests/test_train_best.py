@@ -7,7 +7,7 @@ import pytest
 from training import SETTINGS, contents, results, set_scores, skip_curves, train  # noqa: F401, pytest uses skip_curves
 
 import attzoo
-from attzoo.train import report, run, state
+from attzoo.train import output, report, state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI raises some
 
@@ -46,7 +46,7 @@ def test_epoch_is_repeated_if_its_network_was_not_written(tmp_path, monkeypatch)
     """Otherwise a resumed run would have an older network as the best one."""
     set_scores(monkeypatch, 0.25, 0.5, 0.375)
     train(SETTINGS, tmp_path / "whole")
-    original, calls = run.portable.save, []
+    original, calls = output.portable.save, []
 
     def save(network, path):
         calls.append(path)
@@ -55,7 +55,7 @@ def test_epoch_is_repeated_if_its_network_was_not_written(tmp_path, monkeypatch)
         original(network, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.portable, "save", save)
+        patch.setattr(output.portable, "save", save)
         with pytest.raises(OSError, match="No space left"):
             train(SETTINGS, tmp_path / "full")
     assert len(state.load(tmp_path / "full").history) == 1
@@ -75,7 +75,7 @@ def test_lost_best_network_is_reported_and_replaced(damage, train_with_scores, t
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     else:
         attzoo.save(attzoo.create("unet", 1, 4, backend="torch", channels=(4, 8)), path)
-    lines, is_complete = run.summary(tmp_path)
+    lines, is_complete = output.summary(tmp_path)
     got = "missing" if damage == "deleted" else "not the file that was saved"
     assert not is_complete
     assert f"{path}: {got}, should be the network of epoch 2, the best; " in lines[0]
@@ -83,7 +83,7 @@ def test_lost_best_network_is_reported_and_replaced(damage, train_with_scores, t
     train_with_scores([0.1, 0.9, 0.3, 0.2], resume=True)
     err = capfd.readouterr().err
     assert err == f"{path} is {got}: the network of epoch 2, the best, is lost; the file now holds epoch 3, the last\n"
-    lines, is_complete = run.summary(tmp_path)
+    lines, is_complete = output.summary(tmp_path)
     assert is_complete
     assert lines[0].startswith(f"{path}: the network of epoch 3, the best from epoch 3 on; either framework opens it")
     assert attzoo.load(path, backend="torch").spec.out_channels == 4
@@ -105,7 +105,7 @@ def test_better_epoch_after_a_loss_replaces_the_network(train_with_scores, tmp_p
 
 def test_kill_between_state_and_best_network_loses_nothing(train_with_scores, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch:
-        patch.setattr(run.best, "replace", create_autospec(run.best.replace, side_effect=KeyboardInterrupt))
+        patch.setattr(output.best, "replace", create_autospec(output.best.replace, side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train_with_scores([0.5, 0.1, 0.1, 0.1])
     assert not (tmp_path / "best.safetensors").exists()
@@ -113,7 +113,7 @@ def test_kill_between_state_and_best_network_loses_nothing(train_with_scores, tm
     train_with_scores([0.5, 0.1, 0.1, 0.1], resume=True)
     assert "lost" not in capfd.readouterr().err
     assert (state.load(tmp_path).best.epoch, state.load(tmp_path).best.since) == (1, 1)
-    assert run.summary(tmp_path)[1]
+    assert output.summary(tmp_path)[1]
 
 
 def test_temporary_file_of_a_killed_run_is_not_a_run(tmp_path):
@@ -121,4 +121,4 @@ def test_temporary_file_of_a_killed_run_is_not_a_run(tmp_path):
     with pytest.raises(ValueError, match=r"expected a run to resume in .*, got none"):
         train(SETTINGS, tmp_path, resume=True)
     train(replace(SETTINGS, epochs=1), tmp_path)
-    assert set(contents(tmp_path)) == set(run.FILES)
+    assert set(contents(tmp_path)) == set(output.FILES)

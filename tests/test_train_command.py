@@ -9,7 +9,7 @@ from training import SETTINGS, skip_curves, train  # noqa: F401, pytest uses ski
 from typer.testing import CliRunner
 
 from attzoo import cli
-from attzoo.train import run
+from attzoo.train import output, run
 from attzoo.train.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI raises some
@@ -22,7 +22,7 @@ def command(*arguments):
 
 def test_command_passes_its_options_to_train(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "train", fake := create_autospec(run.train))
-    monkeypatch.setattr(run, "summary", create_autospec(run.summary, return_value=(["files"], True)))
+    monkeypatch.setattr(output, "summary", create_autospec(output.summary, return_value=(["files"], True)))
     assert command().exit_code == 0
     assert fake.mock_calls == [call(Settings(), Path("attzoo-run"), resume=False, workers=0, tensorboard=False)]
     fake.reset_mock()
@@ -74,7 +74,7 @@ def test_command_lists_missing_files_and_fails(tmp_path, monkeypatch):
     result = command("--resume", "--out", tmp_path)
     assert result.exit_code == 0
     paths = [line.partition(":")[0] for line in result.stdout.splitlines()]
-    assert paths == [str(tmp_path / name) for name in run.FILES]
+    assert paths == [str(tmp_path / name) for name in output.FILES]
     (tmp_path / "best.safetensors").unlink()
     result = command("--resume", "--out", tmp_path)
     assert result.exit_code == 1

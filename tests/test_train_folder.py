@@ -12,7 +12,7 @@ import pytest
 from pairs import write_array
 
 from attzoo import cli, files
-from attzoo.train import report, run, state
+from attzoo.train import output, report, run, state
 from attzoo.train.settings import Settings
 
 TINY = {"phantoms": 4, "size": (8, 8), "channels": (2, 2), "epochs": 1, "batch": 2}
@@ -165,7 +165,7 @@ def test_folder_of_an_active_run_is_refused(resume, tmp_path, monkeypatch):
     history = train(out, resume, **({"epochs": 2} if resume else {}))
     assert len(history) == 1 + resume
     assert exit_messages == [f"attzoo: expected a folder that no other run writes to, got {out} {BUSY}"]
-    assert sorted(contents(out)) == sorted(run.FILES)
+    assert sorted(contents(out)) == sorted(output.FILES)
 
 
 def test_only_one_of_two_simultaneous_runs_trains(tmp_path):
@@ -186,7 +186,7 @@ def test_only_one_of_two_simultaneous_runs_trains(tmp_path):
     errors = [outcome for outcome in outcomes if isinstance(outcome, str)]
     assert len(errors) == 1
     assert BUSY in errors[0] or "with a run: set --resume" in errors[0]
-    assert sorted(contents(tmp_path / "run")) == sorted(run.FILES)
+    assert sorted(contents(tmp_path / "run")) == sorted(output.FILES)
 
 
 LOCKING_PROGRAM = """
@@ -218,7 +218,7 @@ def test_lock_of_another_process_is_free_when_it_ends_or_is_killed(tmp_path):
 def test_lock_file_of_a_killed_run_is_ignored(tmp_path):
     (tmp_path / files.LOCK).write_bytes(b"")
     train(tmp_path)
-    assert sorted(contents(tmp_path)) == sorted(run.FILES)
+    assert sorted(contents(tmp_path)) == sorted(output.FILES)
 
 
 def test_folder_counts_as_free_if_files_cannot_be_locked(tmp_path, monkeypatch):

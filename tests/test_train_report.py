@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attzoo.train import report, run
+from attzoo.train import output, report
 from attzoo.train.settings import Settings
 
 
@@ -47,5 +47,5 @@ def test_curves_are_a_png_and_the_csv_has_all_columns(classes):
 @pytest.mark.parametrize("name", ["$a$", "m\udce9", "\u56fe", "a$b"])
 def test_curves_are_plotted_for_data_of_any_name(name):
     row = report.row(1, 0.1, 1.0, np.eye(2), np.eye(2), 1.0)
-    title = run._title(Settings(data=f"/data/{name}"))
+    title = output._title(Settings(data=f"/data/{name}"))
     assert report.curves([row], title) != report.curves([row], "other")

@@ -24,7 +24,7 @@ from training import (  # noqa: F401, pytest uses skip_curves
 )
 
 import attzoo
-from attzoo.train import report, run, state
+from attzoo.train import output, report, run, state
 from attzoo.train.phantoms import write as write_phantoms
 from attzoo.train.settings import Settings
 
@@ -76,7 +76,7 @@ def test_killed_run_resumes_to_the_same_bits(backend, options, tmp_path):
     assert results(out) == results(tmp_path / "whole")
     assert without_seconds(history) == without_seconds(state.load(out).history)
     assert [row["epoch"] for row in history] == [1, 2, 3]
-    assert sorted(contents(out)) == sorted([*run.FILES, "epoch-002.safetensors"])
+    assert sorted(contents(out)) == sorted([*output.FILES, "epoch-002.safetensors"])
     results_before = results(out)
     assert without_seconds(train(settings, out, resume=True)) == without_seconds(history)   # a finished run
     assert results(out) == results_before
@@ -89,7 +89,7 @@ def test_loss_that_is_not_finite_stops_and_leaves_the_last_good_epoch(loss, tmp_
     with pytest.raises(run.Diverged, match=message):
         train(SETTINGS, tmp_path)
     assert len(state.load(tmp_path).history) == 1
-    assert set(contents(tmp_path)) == set(run.FILES)
+    assert set(contents(tmp_path)) == set(output.FILES)
 
 
 def test_weights_that_are_not_finite_stop_and_leave_the_last_good_epoch(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_run_resumes_after_keyboard_interrupt(tmp_path, monkeypatch):
         stop_at_step(patch, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             train(SETTINGS, tmp_path)
-    assert set(contents(tmp_path)) == set(run.FILES)
+    assert set(contents(tmp_path)) == set(output.FILES)
     assert len(train(SETTINGS, tmp_path, resume=True)) == 3
 
 

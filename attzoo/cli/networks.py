@@ -120,7 +120,7 @@ def train(
     and a plot. For several GPUs run torchrun --nproc-per-node N -m attzoo train; Keras on TensorFlow uses all GPUs
     without it.
     """   # noqa: D301, click reads the backspace
-    from ..train.run import summary
+    from ..train.output import summary
     from ..train.run import train as run
     from ..train.state import settings_to_resume
 

@@ -2,7 +2,7 @@
 
 `files` finds images and masks, `pairs` checks them, `survey` counts classes, `preparation` resizes and normalises,
 `data` and `phantoms` are datasets, `batches` loads them. `settings` has all options and `losses` the losses. `run` has
-the training loop, `torch` and `keras` the trainers. `state`, `best`, `basis` and `report` write files.
+the training loop, `torch` and `keras` the trainers. `output`, `state`, `best`, `basis` and `report` write files.
 """
 
 from .run import train
