@@ -10,6 +10,9 @@ p is softmax(logits) over K classes, t the one-hot mask; sums run over the pixel
     focal_tversky  mean over images and classes of (1 - TI)^(1 / GAMMA),
                    TI = (sum(p t) + 1) / (sum(p t) + ALPHA sum((1 - p) t) + BETA sum(p (1 - t)) + 1)
 
+`both` is a sum of two terms, the others have one. With class weights w, the losses WEIGHTED multiply the loss of each
+pixel by w[mask] and divide the sum by that of w[mask] instead of the number of pixels, as torch's cross_entropy does.
+
 Each term is a sum divided by a count, and devices that share a batch sum the counts. Images in which every pixel is
 IGNORE are left out; a batch of such images has the loss 0.
 
@@ -23,6 +26,9 @@ from typing import Final
 
 from ...data import IGNORE as IGNORE
 
+SUMS: Final = {"both": ("cross_entropy", "dice")}   # losses that are sums of other losses
+WEIGHTED: Final = ("cross_entropy", "bce")          # losses of pixels, which class weights multiply
+TINY: Final = 1e-30      # lower bound of a count, so that a sum of 0 over no pixels gives 0
 ALPHA: Final = 0.7       # weight of false negatives
 BETA: Final = 0.3        # weight of false positives
 GAMMA: Final = 4 / 3

@@ -2,61 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...ops.keras import keras
-from . import ALPHA, BETA, GAMMA, IGNORE, SMALLEST
+from . import ALPHA, BETA, GAMMA, IGNORE, SMALLEST, SUMS, TINY, WEIGHTED
 
 ops = keras.ops
-Terms = Iterable[tuple[Any, Any]]   # pairs of a sum and the number to divide it by
+Term = tuple[Any, Any]   # a sum, and the number to divide it by
 
 
-def loss(name: str, logits: Any, masks: Any, sum_devices: Callable[[Any], Any] = lambda count: count) -> Any:
-    """Return the loss `name`, a key of LOSSES, of logits (N, *S, K) and masks (N, *S), as a float32 scalar.
+def loss(
+    name: str,
+    logits: Any,
+    masks: Any,
+    sum_devices: Callable[[Any], Any] = lambda count: count,
+    weights: Sequence[float] | None = None,
+) -> Any:
+    """Return the loss `name`, a key of LOSSES or SUMS, of logits (N, *S, K) and masks (N, *S), as a float32 scalar.
 
-    `sum_devices` returns the sum of a count over all devices that share the batch.
+    `sum_devices` returns the sum of a count over all devices that share the batch. `weights` has a weight for each
+    class, for the losses WEIGHTED.
     """
-    terms = LOSSES[name](ops.cast(logits, "float32"), ops.cast(masks, "int32"))
-    return sum(total / ops.maximum(sum_devices(count), 1.0) for total, count in terms)
+    return sum(total / ops.maximum(sum_devices(count), TINY) for total, count in terms(name, logits, masks, weights))
 
 
-def cross_entropy(logits: Any, masks: Any) -> Terms:
-    """Yield (cross-entropy summed over pixels, number of pixels). Pixels of IGNORE are left out."""
-    valid = _valid(masks)
+def terms(name: str, logits: Any, masks: Any, weights: Sequence[float] | None = None) -> list[Term]:
+    """Return the terms of the loss `name`, of which `loss` is the sum of quotients. Arguments as `loss`."""
+    logits, masks, names = ops.cast(logits, "float32"), ops.cast(masks, "int32"), SUMS.get(name, (name,))
+    return [LOSSES[part](logits, masks, *((weights,) if part in WEIGHTED else ())) for part in names]
+
+
+def cross_entropy(logits: Any, masks: Any, weights: Sequence[float] | None = None) -> Term:
+    """Return (cross-entropy summed over pixels, number of pixels). Pixels of IGNORE are left out."""
+    pixel_weights = _pixel_weights(masks, weights)
     classes = ops.where(masks == IGNORE, 0, masks)
-    losses = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True) * valid
-    yield ops.sum(losses), ops.sum(valid)
+    losses = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True) * pixel_weights
+    return ops.sum(losses), ops.sum(pixel_weights)
 
 
-def bce(logits: Any, masks: Any) -> Terms:
-    """Yield (binary cross-entropy summed over pixels and outputs, number of pixels times outputs)."""
-    targets, valid = _targets(masks, logits.shape[-1])
-    losses = ops.binary_crossentropy(targets, logits, from_logits=True) * valid
-    yield ops.sum(losses), ops.sum(valid) * logits.shape[-1]
+def bce(logits: Any, masks: Any, weights: Sequence[float] | None = None) -> Term:
+    """Return (binary cross-entropy summed over pixels and outputs, number of pixels times outputs)."""
+    pixel_weights = _pixel_weights(masks, weights)[..., None]
+    targets = _targets(masks, logits.shape[-1])[0]
+    losses = ops.binary_crossentropy(targets, logits, from_logits=True) * pixel_weights
+    return ops.sum(losses), ops.sum(pixel_weights) * logits.shape[-1]
 
 
-def dice(logits: Any, masks: Any) -> Terms:
-    """Yield (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
+def dice(logits: Any, masks: Any) -> Term:
+    """Return (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = false_negatives + false_positives
-    yield _mean_classes(errors / (2 * true_positives + errors + 1), masks)
+    return _mean_classes(errors / (2 * true_positives + errors + 1), masks)
 
 
-def focal_tversky(logits: Any, masks: Any) -> Terms:
-    """Yield (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
+def focal_tversky(logits: Any, masks: Any) -> Term:
+    """Return (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = ALPHA * false_negatives + BETA * false_positives
-    yield _mean_classes(ops.maximum(errors / (true_positives + errors + 1), SMALLEST) ** (1 / GAMMA), masks)
+    return _mean_classes(ops.maximum(errors / (true_positives + errors + 1), SMALLEST) ** (1 / GAMMA), masks)
 
 
-def both(logits: Any, masks: Any) -> Terms:
-    """Yield the pair of `cross_entropy`, then that of `dice`; the loss is the sum of both quotients."""
-    yield from cross_entropy(logits, masks)
-    yield from dice(logits, masks)
+LOSSES: dict[str, Callable[..., Term]] = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky)}
 
 
-LOSSES = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky, both)}
+def _pixel_weights(masks: Any, weights: Sequence[float] | None) -> Any:
+    """Return the weight of the class of each pixel, or 1 without weights, and 0 for pixels of IGNORE: (N, *S)."""
+    valid = _valid(masks)
+    if weights is None:
+        return valid
+    return ops.take(ops.array(weights, "float32"), ops.where(masks == IGNORE, 0, masks), axis=0) * valid
 
 
 def _valid(masks: Any) -> Any:

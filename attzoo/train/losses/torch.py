@@ -2,61 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ALPHA, BETA, GAMMA, IGNORE, SMALLEST
+from . import ALPHA, BETA, GAMMA, IGNORE, SMALLEST, SUMS, TINY, WEIGHTED
 
-Terms = Iterable[tuple[Tensor, Tensor]]   # pairs of a sum and the number to divide it by
+Term = tuple[Tensor, Tensor]   # a sum, and the number to divide it by
 
 
 def loss(
-    name: str, logits: Tensor, masks: Tensor, sum_devices: Callable[[Tensor], Tensor] = lambda count: count
+    name: str,
+    logits: Tensor,
+    masks: Tensor,
+    sum_devices: Callable[[Tensor], Tensor] = lambda count: count,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Return the loss `name`, a key of LOSSES, of logits (N, K, *S) and masks (N, *S), as a float32 scalar.
+    """Return the loss `name`, a key of LOSSES or SUMS, of logits (N, K, *S) and masks (N, *S), as a float32 scalar.
 
-    `sum_devices` returns the sum of a count over all devices that share the batch.
+    `sum_devices` returns the sum of a count over all devices that share the batch. `weights` has a weight for each
+    class, float32, for the losses WEIGHTED.
     """
-    terms = LOSSES[name](logits.float(), masks)
-    return torch.stack([total / sum_devices(count).clamp(min=1) for total, count in terms]).sum()
+    quotients = [total / sum_devices(count).clamp(min=TINY) for total, count in terms(name, logits, masks, weights)]
+    return torch.stack(quotients).sum()
 
 
-def cross_entropy(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield (cross-entropy summed over pixels, number of pixels). Pixels of IGNORE are left out."""
-    yield F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum"), (masks != IGNORE).sum()
+def terms(name: str, logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> list[Term]:
+    """Return the terms of the loss `name`, of which `loss` is the sum of quotients. Arguments as `loss`."""
+    names = SUMS.get(name, (name,))
+    return [LOSSES[part](logits.float(), masks, *((weights,) if part in WEIGHTED else ())) for part in names]
 
 
-def bce(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield (binary cross-entropy summed over pixels and outputs, number of pixels times outputs)."""
-    targets, valid = _targets(masks, logits.shape[1])
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
-    yield losses.sum(), valid.sum() * logits.shape[1]
+def cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Term:
+    """Return (cross-entropy summed over pixels, number of pixels). Pixels of IGNORE are left out."""
+    total = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="sum")
+    return total, _pixel_weights(masks, weights).sum()
 
 
-def dice(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
+def bce(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Term:
+    """Return (binary cross-entropy summed over pixels and outputs, number of pixels times outputs)."""
+    pixel_weights = _pixel_weights(masks, weights)[:, None]
+    losses = F.binary_cross_entropy_with_logits(logits, _targets(masks, logits.shape[1])[0], reduction="none")
+    return (losses * pixel_weights).sum(), pixel_weights.sum() * logits.shape[1]
+
+
+def dice(logits: Tensor, masks: Tensor) -> Term:
+    """Return (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = false_negatives + false_positives
-    yield _mean_classes(errors / (2 * true_positives + errors + 1), masks)
+    return _mean_classes(errors / (2 * true_positives + errors + 1), masks)
 
 
-def focal_tversky(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
+def focal_tversky(logits: Tensor, masks: Tensor) -> Term:
+    """Return (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = ALPHA * false_negatives + BETA * false_positives
-    yield _mean_classes((errors / (true_positives + errors + 1)).clamp(min=SMALLEST) ** (1 / GAMMA), masks)
+    return _mean_classes((errors / (true_positives + errors + 1)).clamp(min=SMALLEST) ** (1 / GAMMA), masks)
 
 
-def both(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the pair of `cross_entropy`, then that of `dice`; the loss is the sum of both quotients."""
-    yield from cross_entropy(logits, masks)
-    yield from dice(logits, masks)
+LOSSES: dict[str, Callable[..., Term]] = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky)}
 
 
-LOSSES = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky, both)}
+def _pixel_weights(masks: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the weight of the class of each pixel, or 1 without weights, and 0 for pixels of IGNORE: (N, *S)."""
+    valid = masks != IGNORE
+    return valid.float() if weights is None else torch.where(valid, weights[masks.where(valid, 0)], 0)
 
 
 def _targets(masks: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
