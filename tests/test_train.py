@@ -111,7 +111,7 @@ def test_dropout_differs_between_epochs_and_depends_on_seed(backend):
 
     def loss(epoch, seed=0):
         batches = [tuple(map(torch.from_numpy, batch))]
-        return run._run_epoch(trainer, replace(settings, seed=seed), epoch, batches, [], lambda *_: None)["loss"]
+        return run._run_epoch(trainer, replace(settings, seed=seed), epoch, batches, [], lambda *_: None)[0]["loss"]
 
     losses = [loss(0), loss(1), loss(2), loss(0, seed=1)]
     assert len({round(value, 5) for value in losses}) == 4
@@ -150,7 +150,7 @@ def test_steps_are_equal_in_both_frameworks(optimizer):
     rng = np.random.default_rng(0)
     images, masks = rng.normal(size=(4, 3, 1, 16, 16)).astype("float32"), rng.integers(0, 3, (4, 3, 16, 16))
     masks[rng.random(masks.shape) < 0.2] = 255
-    initial = None
+    initial, validations = None, []
     for backend in BACKENDS:
         trainer = make_trainer(replace(settings, backend=backend))
         initial = initial or attzoo.weights(trainer.network)
@@ -161,12 +161,18 @@ def test_steps_are_equal_in_both_frameworks(optimizer):
             losses += [trainer.step(*map(torch.from_numpy, batch)) for batch in zip(images, masks, strict=True)]
         training_counts = trainer.pop_confusion()
         trainer.evaluate(images[0], masks[0])
-        results[backend] = losses, training_counts, trainer.pop_confusion(), attzoo.weights(trainer.network)
+        validated = trainer.pop_validation()
+        results[backend] = losses, training_counts, validated.confusion, attzoo.weights(trainer.network)
+        validations.append(validated)
     (losses, training, validation, torch_arrays), (keras_losses, *keras_counts, keras_arrays) = results.values()
     assert losses == pytest.approx(keras_losses, rel=2e-4)
     assert training.sum() == 2 * (masks != 255).sum()
     assert validation.sum() == (masks[0] != 255).sum()
     assert validation.sum(1).tolist() == [(masks[0] == k).sum() for k in range(3)]   # rows are classes
+    assert validations[0].loss == pytest.approx(validations[1].loss, rel=2e-3)
+    for validated in validations:   # the rows of the images add up to the matrix of all
+        assert np.sum(validated.overlaps, 0)[1].tolist() == validated.confusion.sum(1).tolist()
+        assert [overlap[1].sum() for overlap in validated.overlaps] == [(mask != 255).sum() for mask in masks[0]]
     for x, y in zip((training, validation), keras_counts, strict=True):
         assert np.abs(x - y).max() <= 0.01 * x.sum()
     largest_change = max(np.abs(torch_arrays[name] - initial[name]).max() for name in torch_arrays)

@@ -271,7 +271,7 @@ def test_state_is_refused_as_a_network_with_the_name_of_the_best(run_of_one_epoc
 
 def test_state_of_an_earlier_format_is_refused_with_the_reason(run_of_one_epoch, tmp_path):
     data = (run_of_one_epoch / state.NAME).read_bytes()
-    assert b'\\"format\\": 3' in data
-    (tmp_path / state.NAME).write_bytes(data.replace(b'\\"format\\": 3', b'\\"format\\": 2'))
-    with pytest.raises(ValueError, match=r"expected format 3, got 2, of an earlier version, .* start a new run in "):
+    assert b'\\"format\\": 4' in data
+    (tmp_path / state.NAME).write_bytes(data.replace(b'\\"format\\": 4', b'\\"format\\": 3'))
+    with pytest.raises(ValueError, match=r"expected format 4, got 3, of an earlier version, .* start a new run in "):
         train(state.load(run_of_one_epoch).settings, tmp_path, resume=True)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from attzoo.train.settings import RECIPES, Settings, learning_rate
+from attzoo.train.schedule import best_epoch, learning_rate, should_stop, stop_text
+from attzoo.train.settings import RECIPES, Settings
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -21,6 +22,7 @@ from attzoo.train.settings import RECIPES, Settings, learning_rate
     ({"data": "x", "phantoms": 3}, "phantoms has an effect only without data, got phantoms=3 and data='x': change or "),
     ({"backend": "jax"}, "backend must be one "),
     ({"validation": 1.0}, "validation must be less than 1"), ({"decay": 0.1}, "decay has an effect only with "),
+    ({"warmup": 20}, "warmup must be less than epochs, got 20 of 20"), ({"patience": 0}, "patience must be >= 1"),
     ({"dims": 1}, "dims must be one of 2, 3, got 1"), ({"seed": -1}, "seed must be >= 0, got -1"),
     ({"seed": 2**32}, "seed must be less than 2**32, got 4294967296"),
     ({"data": "x", "classes": 256}, "classes must be <= 255, because masks ignore the value 255, got 256"),
@@ -81,17 +83,46 @@ def test_published_recipe():
     assert (settings.optimizer, settings.rate, settings.every, settings.factor) == ("sgd", 0.1, 50, 0.1)
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
 @pytest.mark.parametrize("options", [{}, {"schedule": "step", "every": 3, "factor": 0.5}, {"schedule": "cosine"}])
-def test_rates_equal_those_of_torch(options):
-    settings = Settings(rate=0.1, epochs=8, **options)
+def test_rates_equal_those_of_torch(options, warmup):
+    settings = Settings(rate=0.1, epochs=8, warmup=warmup, **options)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     schedules = torch.optim.lr_scheduler
     scheduler = {
         "constant": lambda: schedules.ConstantLR(optimizer, 1.0),
-        "cosine": lambda: schedules.CosineAnnealingLR(optimizer, 8),
+        "cosine": lambda: schedules.CosineAnnealingLR(optimizer, 8 - warmup),
         "step": lambda: schedules.StepLR(optimizer, 3, 0.5),
     }[settings.schedule]()
+    if warmup:
+        linear = schedules.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+        scheduler = schedules.SequentialLR(optimizer, [linear, scheduler], [warmup])
     for epoch in range(8):
         assert learning_rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
+
+
+def history(*scores):
+    """Return rows with these mean IoUs."""
+    return [{"epoch": epoch, "mean_iou": score} for epoch, score in enumerate(scores, 1)]
+
+
+@pytest.mark.parametrize(("scores", "since", "epoch"), [
+    ((0.5,), 1, 1), ((0.25, 0.5, 0.5), 1, 2), ((0.9, 0.5, 0.6), 2, 3), ((0.0, 0.0), 1, 1),
+])   # fmt: skip
+def test_best_epoch_is_the_first_of_the_highest_mean_iou(scores, since, epoch):
+    assert best_epoch(history(*scores), since) == epoch
+
+
+@pytest.mark.parametrize(("scores", "stops"), [
+    ((), False), ((0.5,), False), ((0.5, 0.4), False), ((0.5, 0.4, 0.5), True), ((0.5, 0.4, 0.6), False),
+    ((0.5, 0.4, 0.6, 0.6), False), ((0.5, 0.4, 0.6, 0.6, 0.5), True),
+])   # fmt: skip
+def test_run_stops_after_patience_epochs_without_a_higher_mean_iou(scores, stops):
+    settings = Settings(epochs=9, patience=2)
+    assert should_stop(settings, history(*scores)) == stops
+    assert bool(stop_text(settings, history(*scores))) == stops
+    assert not should_stop(Settings(epochs=9), history(*scores))
+    assert should_stop(Settings(epochs=len(scores) or 1), history(*(scores or (0.5,))))
+    assert stop_text(Settings(epochs=len(scores) or 1), history(*(scores or (0.5,)))) == ""

@@ -127,7 +127,7 @@ def _dice(trainer: Any, images: Array, masks: NDArray[Any]) -> list[float | None
     """
     for start in range(0, len(images), SETTINGS.batch):
         trainer.evaluate(images[start : start + SETTINGS.batch], masks[start : start + SETTINGS.batch])
-    return metrics(trainer.pop_confusion())[2]
+    return metrics(trainer.pop_validation().confusion)[2]
 
 
 def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Examples:

@@ -13,9 +13,12 @@ from .. import portable
 from ..contract import Array
 from ..data import IGNORE
 from ..ops.keras import keras
+from .losses import SUMS
 from .losses.keras import loss as compute_loss
+from .losses.keras import terms as loss_terms
 from .settings import Settings
 from .state import check_arrays
+from .validation import Validation
 
 ops = keras.ops
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -49,15 +52,18 @@ class Trainer:
         with self.strategy.scope() if self.strategy else nullcontext():
             self.network = make(backend="keras", dtype=POLICIES[settings.precision])
             self.channels_first = self.network.data_format == "channels_first"
-            self.metric = Confusion(classes, self.channels_first)
+            images = -(-settings.batch // self.devices) * self.devices   # in a batch, with those added by _distribute
+            self.metric = Confusion(classes, images, self.channels_first, bool(self.strategy))
+            self.terms = LossTerms(settings.loss, self.channels_first)
             self.network.compile(
                 optimizer=_optimizer(settings),
                 loss=Loss(settings.loss, self.channels_first, _sum_replicas if self.strategy else _identity),
-                weighted_metrics=[self.metric],
+                weighted_metrics=[self.metric, self.terms],
                 jit_compile=keras.backend.backend() == "jax",   # TensorFlow compiles again for every size
             )
             self.network.optimizer.build(self.network.trainable_variables)
         self.confusion = np.zeros((classes, classes), np.int64)
+        self.validation = Validation.empty(classes)
 
     def begin_epoch(self, rate: float, seed: int) -> None:
         """Set the learning rate and the seed of all random numbers for an epoch of training."""
@@ -70,14 +76,23 @@ class Trainer:
 
         images: (N, C, *S). masks: class indices, (N, *S). With several devices, each trains on a part of them.
         """
-        return self._run_step("train", images, masks)
+        loss = self._run_step("train", images, masks)
+        self.confusion += np.array(ops.convert_to_numpy(self.metric.counts), np.int64).sum(0)
+        return loss
 
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Add the predictions for a batch to the confusion matrix, without training. Arguments as `step`."""
+        """Add the loss and the predictions of a batch to the validation, without training. Arguments as `step`."""
         self._run_step("test", images, masks)
+        counts, terms = (ops.convert_to_numpy(values) for values in (self.metric.counts, self.terms.sums))
+        self.validation.add(counts[: len(images)], terms)
+
+    def pop_validation(self) -> Validation:
+        """Return the validation of all images since the last call, and begin a new one."""
+        validation, self.validation = self.validation, Validation.empty(len(self.confusion))
+        return validation
 
     def pop_confusion(self) -> NDArray[np.int64]:
-        """Return the confusion matrix of all devices since the last call, and set it to 0.
+        """Return the confusion matrix of training on all devices since the last call, and set it to 0.
 
         It is int64 (K, K): the number of pixels by true class (rows) and predicted class (columns).
         """
@@ -101,19 +116,19 @@ class Trainer:
             variable.assign(arrays[f"optimizer.{i}"])
 
     def _run_step(self, mode: str, images: Array, masks: NDArray[Any]) -> float:
-        """Run a step of Keras, add its predictions to the confusion matrix, and return the loss.
+        """Run a step of Keras, which counts its predictions in `metric`, and return the loss.
 
         mode: "train", or "test" for no training. Other arguments as `step`.
         """
         x, y = np.asarray(images), np.asarray(masks, np.int32)
         x = x if self.channels_first else np.moveaxis(x, 1, -1)
         self.network.reset_metrics()
+        self.terms.is_enabled = mode == "test"   # read when Keras traces the step, of which there is one for each mode
         if self.strategy:
             getattr(self.network, f"make_{mode}_function")()
             logs = getattr(self.network, f"{mode}_function")(iter([_distribute(self.strategy, x, y)]))
         else:
             logs = getattr(self.network, f"{mode}_on_batch")(x, y, return_dict=True)
-        self.confusion += np.array(ops.convert_to_numpy(self.metric.total_cm), np.int64)
         return float(logs["loss"])
 
 
@@ -132,21 +147,62 @@ class Loss(keras.losses.Loss):
         return compute_loss(self.name, _to_channels_last(y_pred, self.channels_first), y_true, self.sum_devices)
 
 
-class Confusion(keras.metrics.MeanIoU):
-    """Keras's confusion matrix of masks (N, *S) and logits (N, K, *S) if `channels_first`, else (N, *S, K)."""
+class Confusion(keras.metrics.Metric):
+    """The confusion matrix of each image, of masks (N, *S) and logits (N, K, *S) or (N, *S, K).
 
-    def __init__(self, classes: int, channels_first: bool) -> None:
-        super().__init__(classes, ignore_class=IGNORE, name="mean_iou")
-        self.channels_first = channels_first
+    Args:
+        classes: the number of classes.
+        images: the largest number of images in a batch.
+        channels_first: whether the logits have the shape (N, K, *S).
+        is_distributed: whether each device has a part of the batch.
+    """
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Add the predictions of logits y_pred for masks y_true (N, *S) to the matrix.
+    def __init__(self, classes: int, images: int, channels_first: bool, is_distributed: bool) -> None:
+        super().__init__(name="confusion", dtype="int")
+        self.channels_first, self.is_distributed = channels_first, is_distributed
+        self.counts = self.add_variable((images, classes, classes), "zeros", dtype=self.dtype, name="counts")
 
-        One output predicts class 1 where its logit is above 0.
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add the predictions of logits y_pred for masks y_true (N, *S) to the matrices.
+
+        One output predicts class 1 where its logit is above 0. Pixels of IGNORE are not counted.
         """
-        logits = _to_channels_last(y_pred, self.channels_first)
+        logits, masks = _to_channels_last(y_pred, self.channels_first), ops.cast(y_true, "int32")
         predictions = ops.argmax(logits, axis=-1) if logits.shape[-1] > 1 else logits[..., 0] > 0
-        return super().update_state(y_true, ops.cast(predictions, "int32"), sample_weight)
+        valid = masks != IGNORE
+        images = ops.cumsum(ops.ones_like(masks), axis=0) - 1   # TensorFlow may not know N in advance
+        if self.is_distributed:
+            images += _first_image(masks)
+        indices = ops.stack([images, ops.where(valid, masks, 0), ops.cast(predictions, "int32")], axis=-1)
+        values = ops.cast(ops.reshape(valid, (-1,)), self.dtype)
+        counts = ops.scatter(ops.reshape(indices, (-1, 3)), values, self.counts.shape)
+        self.counts.assign(self.counts + counts)
+
+    def result(self) -> Any:
+        """Return the number of counted pixels: Keras expects a number, but the trainer reads `counts`."""
+        return ops.sum(self.counts)
+
+
+class LossTerms(keras.metrics.Metric):
+    """The sums of the terms of the loss `name` and the numbers to divide them by, float32 (T, 2), if `is_enabled`.
+
+    Arguments and shapes are those of `Loss`.
+    """
+
+    def __init__(self, name: str, channels_first: bool) -> None:
+        super().__init__(name="terms", dtype="float32")
+        self.loss_name, self.channels_first, self.is_enabled = name, channels_first, True
+        self.sums = self.add_variable((len(SUMS.get(name, (name,))), 2), "zeros", dtype="float32", name="sums")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add the terms for masks y_true (N, *S) and logits y_pred to the sums."""
+        if self.is_enabled:
+            terms = loss_terms(self.loss_name, _to_channels_last(y_pred, self.channels_first), y_true)
+            self.sums.assign(self.sums + ops.stack([ops.stack(term) for term in terms]))
+
+    def result(self) -> Any:
+        """Return the sum of the numbers: Keras expects a number, but the trainer reads `sums`."""
+        return ops.sum(self.sums)
 
 
 def _to_channels_last(y: Any, channels_first: bool) -> Any:
@@ -194,6 +250,14 @@ def _sum_replicas(count: Any) -> Any:
 
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, count) if context else count
+
+
+def _first_image(masks: Any) -> Any:
+    """Return the index in the batch of the first image of this device, from its part of the masks (N, *S)."""
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context.replica_id_in_sync_group * ops.shape(masks)[0] if context else 0
 
 
 def _distribute(strategy: Any, x: Array, y: NDArray[Any]) -> Any:

@@ -13,13 +13,16 @@ from .. import portable
 from ..files import PREFIX, locked, remove_stale, usable_folder, write
 from . import best, report, state
 from .basis import Basis
+from .schedule import best_epoch, stop_text
 from .settings import Settings
 from .state import Row, State
+from .validation import worst
 
 FILES: Final = {
     best.NAME: "the network of the best epoch; either framework opens it: attzoo.load(file, backend=...)",
-    "history.csv": "learning rate, loss, accuracy, mean IoU, Dice and seconds of every epoch",
-    "curves.png": "plots of loss, accuracy, mean IoU and Dice",
+    "history.csv": "learning rate, losses, accuracy, mean IoU, Dice and seconds of every epoch",
+    "cases.csv": "the Dice of every validation image in the best epoch",
+    "curves.png": "plots of losses, accuracy, mean IoU and Dice",
     "settings.json": "the settings of the run",
     state.NAME: "the state from which --resume continues",
 }
@@ -60,7 +63,7 @@ def open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> Sta
     if resume:
         state.settings_to_resume(out, settings.config())
         run = state.load(out) if (out / state.NAME).exists() else State(settings)
-        run.settings = settings   # the folder of the data may differ
+        run.settings = settings   # they may differ in `data`, `epochs` and `patience`
         if settings.data is not None and not Path(settings.data).is_dir():
             fix = "set --data to the folder that holds them now"
             raise FileNotFoundError(f"expected the data of the run in {out} at {settings.data}, got no folder: {fix}")
@@ -117,6 +120,7 @@ def prepare_folder(
     write(out / state.SETTINGS, (json.dumps(run.settings.config() | {state.DTYPES: dtypes}, indent=1) + "\n").encode())
     if run.history:
         _repair_best(run, trainer.network, out)
+        run.save(out)   # with settings that a resumed run may change
         _write_report(run, out)
     return report.tensorboard(out / "tensorboard") if tensorboard else None
 
@@ -140,8 +144,8 @@ def _repair_best(run: State, network: Any, out: Path) -> None:
     best.replace(out)
 
 
-def save_epoch(run: State, network: Any, out: Path) -> None:
-    """Save the state, the networks and the report after an epoch.
+def save_epoch(run: State, network: Any, out: Path, cases: list[Row]) -> None:
+    """Save the state, the networks and the report after an epoch, of which `cases` are the rows of the images.
 
     The best network is replaced after the state is saved. If the process is killed in between, `_repair_best` replaces
     it on resume.
@@ -150,9 +154,8 @@ def save_epoch(run: State, network: Any, out: Path) -> None:
     interval, since = run.settings.checkpoint_every, run.best.since if run.best else 1
     if interval and row["epoch"] % interval == 0:
         portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
-    is_best = all(row["mean_iou"] > earlier_row["mean_iou"] for earlier_row in run.history[since - 1 : -1])
-    if is_best:
-        run.best = best.save_pending(network, out, row["epoch"], since)
+    if is_best := best_epoch(run.history, since) == row["epoch"]:
+        run.best, run.cases = best.save_pending(network, out, row["epoch"], since), cases
     run.save(out)
     if is_best:
         best.replace(out)
@@ -160,8 +163,12 @@ def save_epoch(run: State, network: Any, out: Path) -> None:
 
 
 def summary(out: Path) -> tuple[list[str], bool]:
-    """Return a line of text for each file of a finished run, and whether all files are there and unchanged."""
-    saved = state.load(out, arrays=False).best
+    """Return the lines of text about a finished run, and whether all of its files are there and unchanged.
+
+    There is a line for each file, one that names the worst validation images, and one if training stopped early.
+    """
+    run = state.load(out, arrays=False)
+    saved = run.best
     lines, is_complete = [], True
     for name, content in FILES.items():
         digest = best.digest_or_none(out / name)
@@ -170,12 +177,13 @@ def summary(out: Path) -> tuple[list[str], bool]:
         content = saved.text() if name == best.NAME and saved else content
         problem = f"{'missing' if digest is None else 'not the file that was saved'}, should be {content}"
         lines.append(f"{out / name}: {content if is_unchanged else problem}")
-    return lines, is_complete
+    return [*lines, *filter(None, (worst(run.cases), stop_text(run.settings, run.history)))], is_complete
 
 
 def _write_report(run: State, out: Path) -> None:
-    """Write history.csv and curves.png to folder `out`."""
+    """Write history.csv, cases.csv and curves.png to folder `out`."""
     write(out / "history.csv", report.as_csv(run.history))
+    write(out / "cases.csv", report.as_csv(run.cases))
     write(out / "curves.png", report.curves(run.history, _title(run.settings)))
 
 

@@ -40,7 +40,8 @@ def progress(settings: Settings, epochs_done: int, steps: int, quiet: bool) -> I
             nonlocal iou
             if row:
                 iou = f"  mean IoU {row['mean_iou']:.3f}"
-                metrics_text = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}"
+                losses_text = f"loss {row['loss']:.4f}  validation loss {row['validation_loss']:.4f}"
+                metrics_text = f"{losses_text}  accuracy {row['validation_accuracy']:.3f}{iou}"
                 line = f"epoch {row['epoch']:>3}/{settings.epochs}  {metrics_text}  {row['seconds']:.1f} s"
                 bar.console.print(line, highlight=False, soft_wrap=True)
             else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from time import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from .. import plotting
 from ..extras import missing
 from .preparation import without_tensorflow
 from .state import Row
+
+if TYPE_CHECKING:
+    from .validation import Validation
 
 VALIDATION_COLOR, TRAINING_COLOR = plotting.COLORS.values()
 MAX_CURVES: Final = 8   # largest number of classes whose Dice is plotted
@@ -35,17 +38,25 @@ def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
     correct, actual, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     is_present = actual + predicted > 0
     iou = correct[is_present] / (actual + predicted - correct)[is_present]
-    dice = [
+    accuracy = correct.sum() / counts.sum() if counts.any() else 0.0
+    return float(accuracy), float(iou.mean()) if is_present.any() else 0.0, dice_of(correct, actual, predicted)
+
+
+def dice_of(correct: NDArray[Any], actual: NDArray[Any], predicted: NDArray[Any]) -> list[float | None]:
+    """Return the Dice of each class, None for a class that has no pixel and is not predicted.
+
+    Args:
+        correct: the number of correctly predicted pixels of each class, (K,).
+        actual: the number of pixels of each class in the masks, (K,).
+        predicted: the number of pixels predicted as each class, (K,).
+    """
+    return [
         float(2 * correct_count / (actual_count + predicted_count)) if actual_count + predicted_count else None
         for correct_count, actual_count, predicted_count in zip(correct, actual, predicted, strict=True)
     ]
-    accuracy = correct.sum() / counts.sum() if counts.any() else 0.0
-    return float(accuracy), float(iou.mean()) if is_present.any() else 0.0, dice
 
 
-def row(
-    epoch: int, rate: float, loss: float, training: NDArray[Any], validation: NDArray[Any], seconds: float
-) -> Row:
+def row(epoch: int, rate: float, loss: float, training: NDArray[Any], validation: Validation, seconds: float) -> Row:
     """Return the row of metrics of an epoch.
 
     Args:
@@ -53,21 +64,22 @@ def row(
         rate: its learning rate.
         loss: its mean training loss.
         training: the confusion matrix (K, K) of training, as in `metrics`.
-        validation: the confusion matrix (K, K) of validation.
+        validation: the loss and the counts of validation.
         seconds: the time that the epoch took.
     """
-    accuracy, iou, dice = metrics(validation)
-    row: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": metrics(training)[0]}
+    accuracy, iou, dice = metrics(validation.confusion)
+    row: Row = {"epoch": epoch, "rate": rate, "loss": loss, "validation_loss": validation.loss}
+    row |= {"train_accuracy": metrics(training)[0]}
     row |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": value for k, value in enumerate(dice)}
     return row | {"seconds": round(seconds, 3)}
 
 
-def as_csv(history: Sequence[Row]) -> bytes:
-    """Return the bytes of a CSV with a line of titles and one for every epoch. A Dice of None is an empty cell."""
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """Return the bytes of a CSV with a line of titles and one for every row. A Dice of None is an empty cell."""
     text = StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(rows)
     return text.getvalue().encode()
 
 
@@ -83,16 +95,16 @@ def curves(history: Sequence[Row], title: str) -> bytes:
     figure.suptitle(plotting.escape_text(title), fontsize=11)
     loss_axes, share_axes, dice_axes = figure.subplots(1, 3)
     style: dict[str, Any] = {"marker": "o" if len(epochs) < 30 else "", "markersize": 3, "linewidth": 1.5}
-    losses = [row["loss"] for row in history]
-    loss_axes.plot(epochs, losses, color=TRAINING_COLOR, **style)
-    loss_axes.set_title("training loss", fontsize=10)
-    loss_axes.set_ylim(0, 1.05 * max(losses) or 1)
-    for name, color, label in (
-        ("train_accuracy", TRAINING_COLOR, "accuracy, training"),
-        ("validation_accuracy", VALIDATION_COLOR, "accuracy, validation"),
-        ("mean_iou", plotting.GREY, "mean IoU, validation"),
+    for axes, name, color, label in (
+        (loss_axes, "loss", TRAINING_COLOR, "training"),
+        (loss_axes, "validation_loss", VALIDATION_COLOR, "validation"),
+        (share_axes, "train_accuracy", TRAINING_COLOR, "accuracy, training"),
+        (share_axes, "validation_accuracy", VALIDATION_COLOR, "accuracy, validation"),
+        (share_axes, "mean_iou", plotting.GREY, "mean IoU, validation"),
     ):
-        share_axes.plot(epochs, [row[name] for row in history], color=color, label=label, **style)
+        axes.plot(epochs, [row[name] for row in history], color=color, label=label, **style)
+    loss_axes.set_title("loss", fontsize=10)
+    loss_axes.set_ylim(0, 1.05 * max(max(row["loss"], row["validation_loss"]) for row in history) or 1)
     share_axes.set_title("shares of pixels", fontsize=10)
     _plot_dice(dice_axes, epochs, history, style)
     for axes in (loss_axes, share_axes, dice_axes):
@@ -116,7 +128,7 @@ def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: 
 
 
 def _style_axes(axes: Any, has_shares: bool) -> None:
-    """Set the labels, ticks and grid of a plot. With `has_shares`, set its range to 0 to 1, and add a legend."""
+    """Set the labels, ticks, grid and legend of a plot. With `has_shares`, set its range to 0 to 1."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch", fontsize=9)
@@ -124,9 +136,9 @@ def _style_axes(axes: Any, has_shares: bool) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     if has_shares:
         axes.set_ylim(0, 1.02)
-        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def tensorboard(folder: Path) -> Callable[[Row], None]:

@@ -23,8 +23,10 @@ from .batches import Batches, Loader, check_guard
 from .data import Dataset
 from .datasets import datasets
 from .progress import Report, progress
-from .settings import Settings, learning_rate
+from .schedule import learning_rate, should_stop
+from .settings import Settings
 from .state import Row, State
+from .validation import Validation, image_names
 
 CHANNELS: Final = (16, 32, 64)   # default without `channels` and `variant`
 
@@ -83,19 +85,21 @@ def train(
         classes = training.classes or 0
         trainer = backend.Trainer(settings, network(settings, training.channels, classes), classes)
         output.restore(run, out, trainer, classes, basis_of(trainer, training, validation))
+        names = image_names(validation)
         dtypes = sorted({*getattr(training, "dtypes", ()), *getattr(validation, "dtypes", ())})
         add_events = output.prepare_folder(run, out, trainer, dtypes, tensorboard) if rank == 0 else None
         if rank == 0 and not quiet:
             print(*overview.lines(settings, out, training, validation, trainer), sep="\n", file=sys.stderr)
         with progress(settings, len(run.history), steps, quiet or rank > 0) as report_progress:
-            for epoch in range(len(run.history), settings.epochs):
+            while not should_stop(settings, run.history):
+                epoch = len(run.history)
                 batches, validation_batches = islice(loader.epoch(epoch), steps), validation_loader.epoch(epoch)
-                row = _run_epoch(trainer, settings, epoch, batches, validation_batches, report_progress)
+                row, validated = _run_epoch(trainer, settings, epoch, batches, validation_batches, report_progress)
                 run.history.append(row)
                 run.arrays = trainer.state()
                 _check_finite(run, epoch)
                 if rank == 0:
-                    output.save_epoch(run, trainer.network, out)
+                    output.save_epoch(run, trainer.network, out, validated.cases(names, epoch + 1))
                     if add_events:
                         add_events(row)
         return run.history
@@ -149,8 +153,8 @@ def _run_epoch(
     batches: Iterable[Any],
     validation_batches: Iterable[Any],
     report_progress: Report,
-) -> Row:
-    """Train for one epoch, counted from 0, then validate, and return the row of metrics.
+) -> tuple[Row, Validation]:
+    """Train for one epoch, counted from 0, then validate, and return the row of metrics and the counts of validation.
 
     Args:
         trainer: the trainer, changed in place.
@@ -173,10 +177,13 @@ def _run_epoch(
     training_counts = trainer.pop_confusion()
     for images, masks in validation_batches:
         trainer.evaluate(images, masks)
+    validated: Validation = trainer.pop_validation()
+    if not isfinite(validated.loss):
+        raise Diverged(_divergence_message(f"a finite validation loss, got {validated.loss} after", epoch))
     loss, seconds = fsum(losses) / len(losses), perf_counter() - start_time
-    row = report.row(epoch + 1, rate, loss, training_counts, trainer.pop_confusion(), seconds)
+    row = report.row(epoch + 1, rate, loss, training_counts, validated, seconds)
     report_progress(epoch, None, row)
-    return row
+    return row, validated
 
 
 def _check_finite(run: State, epoch: int) -> None:

@@ -1,11 +1,10 @@
-"""The settings of a training run, its learning rates, and published settings by name."""
+"""The settings of a training run, and published settings by name."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
-from math import cos, pi
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -59,9 +58,13 @@ class Settings(contract.NamedArguments):
         momentum: the momentum of sgd, in [0, 1); None means 0.
         decay: the weight decay of adamw, >= 0; None means 0.01.
         schedule: "constant", "step" (multiply the rate by `factor` every `every` epochs) or "cosine" (decrease to 0).
+        warmup: the number of epochs, >= 0 and less than `epochs`, in which the rate rises linearly to `rate`; the
+            schedule begins after them, see `attzoo.train.schedule`.
         every: the number of epochs between two steps of the schedule "step", >= 1; None means 30.
         factor: the factor of the rate at each step of the schedule "step", > 0; None means 0.1.
         epochs: the number of epochs, >= 1.
+        patience: the number of epochs, >= 1, without a higher mean IoU on the validation images, after which training
+            stops; None trains all epochs.
         batch: the number of images in a batch over all devices, >= 1. A last batch of one image is left out, because
             batch norm may fail on it.
         accumulate: the number of batches, >= 1, whose mean gradient makes one step. Remaining batches are left out.
@@ -97,7 +100,9 @@ class Settings(contract.NamedArguments):
     schedule: str = "constant"
     every: int | None = None
     factor: float | None = None
+    warmup: int = 0
     epochs: int = 20
+    patience: int | None = None
     batch: int = 8
     accumulate: int = 1
     precision: str = "float32"
@@ -178,6 +183,8 @@ class Settings(contract.NamedArguments):
         if self.classes is not None and self.classes > IGNORE:
             reason = f"because masks ignore the value {IGNORE}"
             raise ValueError(f"classes must be <= {IGNORE}, {reason}, got {self.classes}")
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup must be less than epochs, got {self.warmup} of {self.epochs}")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
 
@@ -218,6 +225,7 @@ CHOICES: Final = {
 }
 INTEGERS: Final = {   # the smallest value of each integer setting
     "epochs": 1, "batch": 1, "accumulate": 1, "phantoms": 2, "classes": 2, "checkpoint_every": 1, "every": 1, "seed": 0,
+    "warmup": 0, "patience": 1,
 }   # fmt: skip
 
 
@@ -245,17 +253,3 @@ RECIPES: Final = {
         },
     ),
 }
-
-
-def learning_rate(settings: Settings, epoch: int) -> float:
-    """Return the learning rate of an epoch, counted from 0.
-
-    The schedules are StepLR(every, factor) and CosineAnnealingLR(epochs) of torch.optim.lr_scheduler.
-    """
-    if settings.schedule == "step":
-        assert settings.factor is not None
-        assert settings.every is not None
-        return settings.rate * settings.factor ** (epoch // settings.every)
-    if settings.schedule == "cosine":
-        return settings.rate * (1 + cos(pi * epoch / settings.epochs)) / 2
-    return settings.rate

@@ -21,8 +21,11 @@ NAME: Final = "resume.safetensors"
 SETTINGS: Final = "settings.json"
 DTYPES: Final = "dtypes"   # key in SETTINGS besides the settings: the dtypes of the images
 FIRST_FILES: Final = (SETTINGS, "tensorboard")   # files of a run before its first epoch ends
-FORMAT: Final = 3
-COLUMNS: Final = ("epoch", "rate", "loss", "train_accuracy", "validation_accuracy", "mean_iou")   # before Dice
+FORMAT: Final = 4
+COLUMNS: Final = (   # before Dice
+    "epoch", "rate", "loss", "validation_loss", "train_accuracy", "validation_accuracy", "mean_iou"
+)   # fmt: skip
+KEYS: Final = ("format", "settings", "history", "basis", "contents", "best", "cases")   # of the metadata
 Row = dict[str, Any]   # metrics of an epoch, by column
 
 
@@ -37,6 +40,7 @@ class State:
         basis: the framework, devices and images that the run began with, as text by name (`Basis.conditions`).
         contents: the digests of images and masks, by "folder/file".
         best: the network of the best epoch; None before the first epoch ends.
+        cases: the rows of the validation images in the best epoch, see `Validation.cases`.
     """
 
     settings: Settings
@@ -45,11 +49,13 @@ class State:
     basis: dict[str, str] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
     best: Best | None = None
+    cases: list[Row] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write the state to its file in the folder, atomically: an error leaves the earlier file."""
         metadata = {"format": FORMAT, "settings": self.settings.config(), "history": self.history}
         metadata |= {"basis": self.basis, "contents": self.contents, "best": self.best and asdict(self.best)}
+        metadata |= {"cases": self.cases}
         write(folder / NAME, pack(self.arrays, metadata))
 
 
@@ -70,11 +76,12 @@ def load(folder: Path, arrays: bool = True) -> State:
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}, got {_format_text(metadata)}")
         if arrays:
-            verify(saved_arrays, metadata, ("format", "settings", "history", "basis", "contents", "best"))
+            verify(saved_arrays, metadata, KEYS)
         settings = Settings(**metadata["settings"])
         rows = _check_history(metadata["history"], settings.epochs)
         best = _best(metadata["best"], len(rows))
-        return State(settings, rows, saved_arrays, dict(metadata["basis"]), dict(metadata["contents"]), best)
+        texts = dict(metadata["basis"]), dict(metadata["contents"])
+        return State(settings, rows, saved_arrays, *texts, best, list(metadata["cases"]))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
         fix = "put back a copy of it, or start a new run in another --out"
         raise ValueError(f"{path} is not the state of a run: {shorten(str(err))}; {fix}") from err
@@ -86,7 +93,7 @@ def _format_text(metadata: Any) -> str:
     For an earlier format, it is the number and what to do; for others, the beginning of the metadata.
     """
     if isinstance(metadata, dict) and isinstance(metadata.get("format"), int) and metadata["format"] < FORMAT:
-        reason = "of an earlier version, which did not save digests of the data: start a new run in another --out"
+        reason = "of an earlier version, which saved less: start a new run in another --out"
         return f"{metadata['format']}, {reason}"
     return str(metadata)[:100]
 
@@ -157,12 +164,14 @@ def load_settings(folder: Path) -> Settings:
 
 
 def settings_to_resume(folder: Path, options: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings of the run in a folder, with the folder of data replaced by the given one.
+    """Return the settings of the run in a folder, with `data`, `epochs` and `patience` replaced by the given ones.
+
+    The rate of each further epoch is that of a run with the new number of epochs from its beginning.
 
     Args:
         folder: the folder of the run.
-        options: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
-            digests of the data are compared later.
+        options: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`,
+            because the digests of the data are compared later, `epochs`, which may be larger, and `patience`.
         network: arguments of the network to compare one by one, if not all of them are given.
 
     Raises:
@@ -171,6 +180,10 @@ def settings_to_resume(folder: Path, options: Mapping[str, Any], network: Mappin
     settings = load_settings(folder)
     if settings.data is not None and options.get("data") is not None:
         settings = replace(settings, data=options["data"])
+    if options.get("epochs", 0) > settings.epochs:
+        settings = replace(settings, epochs=options["epochs"])
+    if "patience" in options:
+        settings = replace(settings, patience=options["patience"])
     config = settings.config()
     changed = {name: value for name, value in options.items() if value != config[name]}
     lines = [f"{name} {short_repr(config[name])}, got {short_repr(value)}" for name, value in changed.items()]

@@ -18,8 +18,10 @@ from .. import portable
 from ..contract import Array
 from ..data import IGNORE
 from .losses.torch import loss as compute_loss
+from .losses.torch import terms as loss_terms
 from .settings import Settings
 from .state import check_arrays
+from .validation import Validation, merge
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -78,7 +80,9 @@ class Trainer:
         self.optimizer = OPTIMIZERS[settings.optimizer](self.network.parameters(), lr=settings.rate, **options)
         self.dtype = getattr(torch, settings.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+        self.classes = classes
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
+        self.validation = Validation.empty(classes)
 
     def begin_epoch(self, rate: float, seed: int) -> None:
         """Set the learning rate and the seed of all random numbers for an epoch of training."""
@@ -108,18 +112,29 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.batches += 1
-        self._count(logits, y)
+        self.confusion += self._confusions(logits, y).sum(0)
         return float(self._sum_devices(loss.detach()))
 
     @torch.no_grad()
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Add the predictions for a batch to the confusion matrix, without training. Arguments as `step`."""
+        """Add the loss and the predictions of a batch to the validation, without training. Arguments as `step`."""
         self.network.eval()
         x, y = self._tensors(images, masks)
-        self._count(self._logits(self.network, x), y)
+        logits = self._logits(self.network, x)
+        terms = [torch.stack([total, count.float()]) for total, count in loss_terms(self.settings.loss, logits, y)]
+        self.validation.add(self._confusions(logits, y).cpu().numpy(), torch.stack(terms).cpu().numpy())
+
+    def pop_validation(self) -> Validation:
+        """Return the validation of all images, of all devices, since the last call, and begin a new one."""
+        parts, self.validation = [self.validation], Validation.empty(self.classes)
+        if self.world_size > 1:
+            part = parts[0]
+            parts = parts * self.world_size
+            dist.all_gather_object(parts, part)
+        return merge(parts)
 
     def pop_confusion(self) -> NDArray[np.int64]:
-        """Return the confusion matrix of all devices since the last call, and set it to 0.
+        """Return the confusion matrix of training on all devices since the last call, and set it to 0.
 
         With several processes, set the network's buffers to the values in process 0 too.
 
@@ -187,15 +202,16 @@ class Trainer:
             logits: Tensor = model(x)
             return logits
 
-    def _count(self, logits: Tensor, y: Tensor) -> None:
-        """Add the predictions of logits (N, K, *S) for masks y (N, *S) to the confusion matrix.
+    def _confusions(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the confusion matrix of each image, int64 (N, K, K), from logits (N, K, *S) and masks y (N, *S).
 
-        One output (K = 1) predicts class 1 where its logit is above 0. Pixels of IGNORE are not counted.
+        One output predicts class 1 where its logit is above 0. Pixels of IGNORE are not counted.
         """
         predictions = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
-        k = len(self.confusion)
-        cells = torch.where(y == IGNORE, k * k, y * k + predictions)   # an extra last cell counts ignored pixels
-        self.confusion += torch.bincount(cells.flatten(), minlength=k * k + 1)[:-1].view(k, k)
+        n, k = len(y), self.classes
+        image = torch.arange(n, device=y.device).view(-1, *(1,) * (y.ndim - 1))
+        cells = torch.where(y == IGNORE, n * k * k, (image * k + y) * k + predictions)   # the last cell is for ignored
+        return torch.bincount(cells.flatten(), minlength=n * k * k + 1)[:-1].view(n, k, k)
 
     def _sum_devices(self, number: Tensor) -> Tensor:
         """Return the sum of a scalar tensor over all processes, of which each has one device."""
