@@ -97,6 +97,33 @@ def test_values_equal_those_computed_by_hand(name):
     assert keras_loss(name, logits, masks)[0] == pytest.approx(values[name], rel=1e-6)
 
 
+def test_class_weights_multiply_losses_of_pixels():
+    """Class 0 has the weight 1 and class 1 the weight 3, in the pixels of `example`: divided by 3 * 1 + 2 * 3."""
+    logits, masks, values = example()
+    entropy = -(2 * np.log(0.9) + np.log(0.7) + 3 * 2 * np.log(0.5)) / 9
+    x, y = torch.tensor(logits).float(), torch.tensor(masks)
+    one = np.log([0.2, 0.6, 0.6]) - np.log([0.8, 0.4, 0.4])   # one output; the last pixel is ignored
+    binary = -(np.log(0.8) + 3 * np.log(0.6)) / 4
+    x1, y1 = one[None, None], np.array([[0, 1, 255]])
+
+    def loss_of_torch(name, logits, masks, weights):
+        return torch_losses.loss(
+            name, torch.tensor(logits).float(), torch.tensor(masks), weights=torch.tensor(weights)
+        ).item()
+
+    def loss_of_keras(name, logits, masks, weights):
+        return float(keras_losses.loss(name, np.moveaxis(logits, 1, -1), masks, weights=weights))
+
+    for loss in (loss_of_torch, loss_of_keras):
+        assert loss("cross_entropy", logits, masks, (1.0, 3.0)) == pytest.approx(entropy, rel=1e-6)
+        assert loss("both", logits, masks, (1.0, 3.0)) == pytest.approx(entropy + values["dice"], rel=1e-6)
+        assert loss("bce", x1, y1, (1.0, 3.0)) == pytest.approx(binary, rel=1e-6)
+        assert loss("cross_entropy", logits, masks, (1e-9,) * 2) == pytest.approx(values["cross_entropy"], rel=1e-6)
+        assert loss("cross_entropy", logits, np.full_like(masks, IGNORE), (1.0, 3.0)) == 0
+    expected = torch.nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]), ignore_index=IGNORE)(x, y)
+    assert entropy == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_keras_counts_in_float32_if_its_default_is_float16():
     """float16 cannot count 5005 pixels one by one."""
     logits, masks, values = example()

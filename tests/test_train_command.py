@@ -24,7 +24,8 @@ def test_command_passes_its_options_to_train(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "train", fake := create_autospec(run.train))
     monkeypatch.setattr(output, "summary", create_autospec(output.summary, return_value=(["files"], True)))
     assert command().exit_code == 0
-    assert fake.mock_calls == [call(Settings(), Path("attzoo-run"), resume=False, workers=0, tensorboard=False)]
+    arguments = {"resume": False, "workers": 0, "device": None, "tensorboard": False}
+    assert fake.mock_calls == [call(Settings(), Path("attzoo-run"), **arguments)]
     fake.reset_mock()
     options = (
         "--data {0} --out {0}/out --backend keras --recipe camvid --dims 2 --size 32,48 --classes 5 --validation 0.1 "
@@ -32,7 +33,8 @@ def test_command_passes_its_options_to_train(monkeypatch, tmp_path):
         "--normalise unit --no-flip --variant keras --channels 4,8 --skip none --block eca "
         "--net initializer=xavier --net dropout=0.1 --net norm=none --loss dice "
         "--optimizer adamw --rate 0.01 --decay 0.1 --schedule step --every 3 --factor 0.3 --epochs 7 --batch 2 "
-        "--accumulate 3 --precision bfloat16 --checkpoint-every 4 --seed 5 --workers 1 --tensorboard"
+        "--accumulate 3 --precision bfloat16 --checkpoint-every 4 --seed 5 --workers 1 --tensorboard "
+        "--init {0}/w.safetensors --init-source monai --warmup 2 --clip 0.5 --patience 4 --device cuda:1"
     )
     assert command(*options.format(tmp_path).split()).exit_code == 0
     settings = Settings(
@@ -41,9 +43,16 @@ def test_command_passes_its_options_to_train(monkeypatch, tmp_path):
         variant="keras", channels=(4, 8), loss="dice", optimizer="adamw", rate=0.01,
         network={"skip": None, "block": "eca", "initializer": "xavier", "dropout": 0.1, "norm": None},
         decay=0.1, schedule="step", every=3, factor=0.3, epochs=7, batch=2, accumulate=3,
-        precision="bfloat16", checkpoint_every=4, seed=5,
+        precision="bfloat16", checkpoint_every=4, seed=5, warmup=2, clip=0.5, patience=4,
+        init=str(tmp_path.resolve() / "w.safetensors"), init_source="monai",
     )   # fmt: skip
-    assert fake.mock_calls == [call(settings, tmp_path / "out", resume=False, workers=1, tensorboard=True)]
+    arguments = {"resume": False, "workers": 1, "device": "cuda:1", "tensorboard": True}
+    assert fake.mock_calls == [call(settings, tmp_path / "out", **arguments)]
+    fake.reset_mock()
+    options = "--fold 2/5 --augment --class-weights 1,2.5 --ema 0.9"
+    assert command("--data", tmp_path, *options.split()).exit_code == 0
+    settings = Settings(data=str(tmp_path.resolve()), fold="2/5", augment=True, class_weights=(1, 2.5), ema=0.9)
+    assert fake.mock_calls[0].args[0] == settings
 
 
 def test_command_resumes_a_run(monkeypatch, tmp_path):
@@ -52,7 +61,7 @@ def test_command_resumes_a_run(monkeypatch, tmp_path):
     train(settings, tmp_path)
     monkeypatch.setattr(run, "train", fake_train)
     result = command("--resume", "--out", tmp_path, "--batch", "4", "--rate", "0.01", "--block", "eca")
-    assert fake_train.mock_calls == [call(settings, tmp_path, resume=True, workers=0, tensorboard=False)]
+    assert fake_train.mock_calls == [call(settings, tmp_path, resume=True, workers=0, device=None, tensorboard=False)]
     assert result.exit_code == 130
     assert result.stderr == f"stopped; to continue: attzoo train --resume --out {tmp_path}\n"
     expected = f"expected the settings of the run in {tmp_path}:"
@@ -63,6 +72,7 @@ def test_command_resumes_a_run(monkeypatch, tmp_path):
         (("--resume", "--out", tmp_path, "--skip", "none"), f"{expected} skip at its default, got None{fix}"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
         (("--size", "big"), "--size must be integers separated by commas, got 'big'"),
+        (("--class-weights", "1;2"), "--class-weights must be auto or numbers separated by commas, got '1;2'"),
         (("--net", "up"), "expected NAME=VALUE in --net, such as initializer=xavier, got 'up'"),
     ):
         assert str(command(*options).exception) == message
@@ -73,8 +83,9 @@ def test_command_lists_missing_files_and_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "train", create_autospec(run.train))   # does not repair files
     result = command("--resume", "--out", tmp_path)
     assert result.exit_code == 0
-    paths = [line.partition(":")[0] for line in result.stdout.splitlines()]
+    *paths, worst = [line.partition(":")[0] for line in result.stdout.splitlines()]
     assert paths == [str(tmp_path / name) for name in output.FILES]
+    assert worst == "lowest mean Dice of the validation images, without class 0, in epoch 1"
     (tmp_path / "best.safetensors").unlink()
     result = command("--resume", "--out", tmp_path)
     assert result.exit_code == 1
@@ -85,5 +96,6 @@ def test_command_lists_missing_files_and_fails(tmp_path, monkeypatch):
 def test_progress_is_a_line_for_every_epoch(tmp_path, capfd):
     run.train(SETTINGS, tmp_path)
     lines = capfd.readouterr().err.splitlines()
+    assert all("  validation loss " in line for line in lines[-3:])
     assert [line.split()[:3] for line in lines[-3:]] == [["epoch", f"{epoch}/3", "loss"] for epoch in (1, 2, 3)]
     assert [line.partition(":")[0] for line in lines[:-3]] == ["data", "classes", "network", "output"]

@@ -57,12 +57,14 @@ run.train(settings, out, quiet=True)
 
 
 @pytest.mark.parametrize(("backend", "options"), [
-    ("torch", {"optimizer": "adam", "schedule": "cosine", "accumulate": 2, "precision": "bfloat16"}),
+    ("torch", {"optimizer": "adam", "schedule": "cosine", "accumulate": 2, "precision": "bfloat16", "augment": True,
+               "ema": 0.9, "clip": 0.5, "warmup": 1, "class_weights": "auto", "patience": 2}),
     ("keras", {"optimizer": "sgd", "momentum": 0.9, "schedule": "step", "every": 1, "factor": 0.5,
-               "normalise": "unit", "flip": False}),   # without MONAI, whose import takes seconds
+               "normalise": "unit", "flip": False,
+               "ema": 0.9, "clip": 0.5, "class_weights": (1, 2, 3, 4)}),   # without MONAI, whose import takes seconds
 ])   # fmt: skip
 def test_killed_run_resumes_to_the_same_bits(backend, options, tmp_path):
-    write_phantoms(tmp_path / "data", 8, 3, (16, 16))   # a folder, so images are flipped in the first case
+    write_phantoms(tmp_path / "data", 8, 3, (16, 16))   # a folder, so images are changed in the first case
     options |= {"data": str(tmp_path / "data"), "network": {"dropout": 0.2}, "checkpoint_every": 2}
     settings = Settings(backend, **TINY | {"phantoms": None, "batch": 2} | options)
     train(settings, tmp_path / "whole")
@@ -115,6 +117,16 @@ def test_weights_that_are_not_finite_stop_and_leave_the_last_good_epoch(tmp_path
     saved = state.load(tmp_path)
     assert len(saved.history) == 1
     assert all(np.isfinite(array).all() for array in saved.arrays.values())
+
+
+def test_validation_loss_that_is_not_finite_stops_and_leaves_the_last_good_epoch(tmp_path, monkeypatch):
+    original = report.row
+    monkeypatch.setattr(
+        report, "row", lambda epoch, *args: original(epoch, *args) | ({"validation_loss": np.inf} if epoch == 2 else {})
+    )
+    with pytest.raises(run.Diverged, match=r"^expected a finite validation loss, got inf after epoch 2: try a"):
+        train(SETTINGS, tmp_path)
+    assert len(state.load(tmp_path).history) == 1
 
 
 def test_rate_that_is_too_high_raises_diverged(tmp_path):

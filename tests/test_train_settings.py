@@ -22,6 +22,18 @@ from attzoo.train.settings import RECIPES, Settings
     ({"data": "x", "phantoms": 3}, "phantoms has an effect only without data, got phantoms=3 and data='x': change or "),
     ({"backend": "jax"}, "backend must be one "),
     ({"validation": 1.0}, "validation must be less than 1"), ({"decay": 0.1}, "decay has an effect only with "),
+    ({"ema": 1.0}, "ema must be less than 1, got 1.0"), ({"clip": 0}, "clip must be positive, got 0"),
+    ({"fold": "2/5"}, "fold has an effect only with data, got fold='2/5' and data=None"),
+    ({"data": "x", "fold": "6/5"}, "fold must be I/N with 1 <= I <= N and N >= 2, such as 2/5, got '6/5'"),
+    ({"data": "x", "fold": "1/1"}, "fold must be I/N"), ({"data": "x", "fold": "2"}, "fold must be I/N"),
+    ({"data": "x", "fold": "1/5", "validation": 0.3}, "validation has an effect only without fold, got 0.3 with "),
+    ({"data": "x", "augment": True, "normalise": "unit"}, "augment has an effect only with normalise='zscore', got "),
+    ({"init_source": "monai"}, "init_source has an effect only with init, got init_source='monai' and init=None"),
+    ({"class_weights": "equal"}, "class_weights must be one of 'auto', got 'equal'"),
+    ({"class_weights": (1, -1)}, "class_weights must be >= 0, and one of them positive, got (1.0, -1.0)"),
+    ({"class_weights": (0, 0)}, "class_weights must be >= 0, and one of them positive, got (0.0, 0.0)"),
+    ({"class_weights": "auto", "loss": "dice"}, "class_weights has an effect only with a loss of "),
+    ({"backend": "keras", "ema": 0.9, "accumulate": 2}, "accumulate must be 1 if Keras averages weights, got 2"),
     ({"warmup": 20}, "warmup must be less than epochs, got 20 of 20"), ({"patience": 0}, "patience must be >= 1"),
     ({"dims": 1}, "dims must be one of 2, 3, got 1"), ({"seed": -1}, "seed must be >= 0, got -1"),
     ({"seed": 2**32}, "seed must be less than 2**32, got 4294967296"),
@@ -46,7 +58,8 @@ def test_network_arguments_that_json_cannot_hold_are_refused(value):
 
 def test_settings_from_json_are_equal():
     network = {"skip": None, "strides": (2, (1, 2))}
-    for options in ({"size": (8, 9), "network": network}, {"data": "x", **RECIPES["camvid"].settings}):
+    weights = {"class_weights": (1, 2), "ema": 0.9}
+    for options in ({"size": (8, 9), "network": network, **weights}, {"data": "x", **RECIPES["camvid"].settings}):
         settings = Settings(**options)
         assert Settings(**json.loads(json.dumps(settings.config()))) == settings
 

@@ -12,7 +12,7 @@ import typer  # noqa: TID253
 from ..contract import choice, short_repr
 from ..data import parse_labels
 from ..train.data import NORMALISATIONS
-from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
+from ..train.settings import AUTO, LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
 from .shared import Backend, backend_option, parse_integers, print_path
 
 
@@ -50,6 +50,12 @@ def train(
         float | None,
         typer.Option(metavar="SHARE", help="Fraction of the folder `images` for validation.  [0.2]"),
     ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Cross-validation: validate on part I of N of the folder `images`, not --validation."
+        ),
+    ] = None,
     phantoms: Annotated[
         int | None, typer.Option(metavar="N", help="Number of phantoms, if --data is not set.  [160]")
     ] = None,
@@ -59,6 +65,10 @@ def train(
         typer.Option(
             "--flip/--no-flip", help="Flip at random: images left-right, volumes along each axis.  [flip]"
         ),
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="Also rotate, scale, change intensities, add noise.  [no-augment]"),
     ] = None,
     variant: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of a published U-Net; `attzoo info unet` lists them.")
@@ -76,7 +86,22 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Another U-Net argument, such as initializer=xavier; may be repeated."),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights to start from: a U-Net with these arguments, saved by attzoo."),
+    ] = None,
+    init_source: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Library that wrote the weights of --init; `attzoo info unet` lists them."),
+    ] = None,
     loss: Annotated[str | None, _one_of(LOSSES, "Loss", " `both` is cross_entropy + dice.  [both]")] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,..|auto",
+            help="Weight of each class in cross_entropy and bce; auto: all pixels / (classes x its pixels).",
+        ),
+    ] = None,
     optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "Optimizer", "  [adam]")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Learning rate.  [0.001]")] = None,
     momentum: Annotated[float | None, typer.Option(metavar="M", help="Momentum of --optimizer sgd.  [0]")] = None,
@@ -90,7 +115,25 @@ def train(
         float | None,
         typer.Option(metavar="F", help="Factor of the learning rate at each step of --schedule step.  [0.1]"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(metavar="N", help="Number of epochs.  [20]")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs in which the rate rises linearly to --rate.  [0]")
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(metavar="NORM", help="Largest norm of the gradient of all weights.")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DECAY", help="Average the weights over steps, as 0.999; validate and save the averaged weights."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of epochs; may be larger with --resume.  [20]")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Stop after N epochs without a higher mean IoU; may change with --resume."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Images per batch, over all devices.  [8]")] = None,
     accumulate: Annotated[
         int | None, typer.Option(metavar="N", help="Batches per optimizer step, whose gradients are averaged.  [1]")
@@ -100,6 +143,13 @@ def train(
         int | None, typer.Option(metavar="N", help="Save the network every N epochs, besides the best one.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of all random numbers.  [0]")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Device: cpu, cuda, cuda:1, in torch also mps. Default: a GPU, if any; Keras on TensorFlow: all.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that load images in advance.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads. Default: all.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
@@ -116,9 +166,9 @@ def train(
     .npy or .nii.gz. The value of a mask's pixel is its class, 0, 1, 2 and so on; pixels of value 255 are ignored. For
     other values or colours set --labels, for black and white masks --labels 0,255. Defaults are in [brackets].
 
-    Writes to --out the best network as a .safetensors file for both frameworks, and metrics of each epoch as a CSV
-    and a plot. For several GPUs run torchrun --nproc-per-node N -m attzoo train; Keras on TensorFlow uses all GPUs
-    without it.
+    Writes to --out the best network as a .safetensors file for both frameworks, metrics of each epoch as a CSV
+    and a plot, and the Dice of each validation image as a CSV. For several GPUs run torchrun --nproc-per-node N -m
+    attzoo train; Keras on TensorFlow uses all GPUs without it.
     """   # noqa: D301, click reads the backspace
     from ..train.output import summary
     from ..train.run import train as run
@@ -128,7 +178,9 @@ def train(
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
         "size": parse_integers("size", size), "classes": classes,
         "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
-        "normalise": normalise, "flip": flip, "variant": variant, "channels": parse_integers("channels", channels),
+        "fold": fold, "normalise": normalise, "flip": flip, "augment": augment, "init": init and str(init.resolve()),
+        "init_source": init_source, "class_weights": _class_weights(class_weights), "warmup": warmup, "clip": clip,
+        "ema": ema, "patience": patience, "variant": variant, "channels": parse_integers("channels", channels),
         "loss": loss, "optimizer": optimizer, "rate": rate, "momentum": momentum, "decay": decay,
         "schedule": schedule, "every": every, "factor": factor, "epochs": epochs, "batch": batch,
         "accumulate": accumulate, "precision": precision, "checkpoint_every": checkpoint_every, "seed": seed,
@@ -144,7 +196,7 @@ def train(
         names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         os.environ.update(dict.fromkeys(names, str(threads)))
     try:
-        run(settings, out, resume=resume, workers=workers, tensorboard=tensorboard)
+        run(settings, out, resume=resume, workers=workers, device=device, tensorboard=tensorboard)
     except KeyboardInterrupt:
         typer.echo(f"stopped; to continue: attzoo train --resume --out {out}", err=True)
         raise typer.Exit(130) from None
@@ -161,6 +213,17 @@ def _recipe(name: str | None) -> dict[str, Any]:
         return {}
     settings = RECIPES[choice("recipe", name, tuple(RECIPES))].settings
     return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+
+def _class_weights(text: str | None) -> str | list[float] | None:
+    """Return the weights in the text of --class-weights, or "auto", or None for None. Raise ValueError for others."""
+    if text is None or text == AUTO:
+        return text
+    try:
+        return [float(weight) for weight in text.split(",")]
+    except ValueError:
+        got = short_repr(text)
+        raise ValueError(f"--class-weights must be {AUTO} or numbers separated by commas, got {got}") from None
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -1,7 +1,7 @@
 """Datasets of images with masks.
 
 A sample has the key (epoch, index). It depends on a seed and its key alone, and so do the order of a shuffled epoch and
-every flip: a resumed run gets the samples of an uninterrupted one.
+every flip and change: a resumed run gets the samples of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..contract import Array
 from ..data import IGNORE, Labels, adding_path, read_mask
 from ..data.labels import check_type
 from ..plotting import size_text
+from .augmentation import change, random_changes
 from .files import Pair
 from .pairs import check_scales, describe_pairs
 from .preparation import NORMALISATIONS as NORMALISATIONS
 from .preparation import Preparation as Preparation
-from .preparation import random_flips
 from .survey import MaskCounts, class_counts, count_values
 
 Key = tuple[int, int]                          # epoch, index
@@ -64,13 +64,14 @@ class Folder:
         preparation: how to resize and normalise every image; the default is `Preparation()`.
         flip: whether to flip image and mask together with probability 1/2, pictures left to right, volumes along each
             axis.
+        augment: whether to change images and masks at random, see `augmentation`; images must be z-scored.
         classes: the number of classes, 2 to 255; masks must not hold larger values, except 255, which is ignored. None
             takes the number of labels, or any values.
         labels: the class of each value in the masks, if they do not hold class indices.
-        seed: seed of the flips, which also depend on the key of the sample.
+        seed: seed of the flips and changes, which also depend on the key of the sample.
 
     Raises:
-        TypeError: `pairs`, `flip`, `classes`, `labels` or `seed` has another type.
+        TypeError: `pairs`, `flip`, `augment`, `classes`, `labels` or `seed` has another type.
         ValueError: images differ in their number of channels or axes, or a mask has another size or grid than its
             image, or a file cannot be read; the message has the paths. Or `pairs` is empty, or `classes`, `seed` or the
             size of `preparation` does not fit.
@@ -82,6 +83,7 @@ class Folder:
         preparation: Preparation | None = None,
         *,
         flip: bool = False,
+        augment: bool = False,
         classes: int | None = None,
         labels: Labels | None = None,
         seed: int = 0,
@@ -90,7 +92,7 @@ class Folder:
         check_type(labels)
         self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
         self.preparation = preparation or Preparation()
-        self.flip = contract.flag("flip", flip)
+        self.flip, self.augment = contract.flag("flip", flip), contract.flag("augment", augment)
         self.labels = labels
         self.classes = _checked_classes(len(labels.values) if labels and classes is None else classes)
         self.seed = contract.integer("seed", seed, 0)
@@ -128,7 +130,10 @@ class Folder:
         with adding_path(self.pairs[index][0]):
             image = self.preparation(image)
         mask = self.preparation.mask(mask)
-        return self._flip(image, mask, epoch, index) if self.flip else (image, mask)
+        if not (self.flip or self.augment):
+            return image, mask
+        changes = random_changes(self.spatial_dims, self.flip, self.augment)
+        return change(changes, image, mask, (self.seed, epoch, index))
 
     def read_mask(self, index: int) -> NDArray[np.int64]:
         """Return the mask (*S), not resized. Raises ValueError, with the path, if a value is not a class."""
@@ -172,13 +177,6 @@ class Folder:
                 fix = f"set --size, such as {','.join(map(str, size))}, to resize all, or --batch 1"
                 raise ValueError(f"expected images of one size to batch them, got {got}: {fix}")
         return size
-
-    def _flip(self, image: Array, mask: NDArray[np.int64], epoch: int, index: int) -> Sample:
-        """Return copies of image and mask, both flipped alike at random, by the seed and the key (epoch, index)."""
-        flips = random_flips(self.spatial_dims)
-        flips.set_random_state(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
-        sample = flips({"image": image, "mask": mask[None]})
-        return np.array(sample["image"]), np.array(sample["mask"][0])
 
 
 def _check_pairs(pairs: Any) -> None:

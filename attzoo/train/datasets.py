@@ -27,11 +27,11 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
         create_phantoms = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
         return create_phantoms(settings.phantoms - count), create_phantoms(count, start=settings.phantoms - count)
     assert settings.normalise is not None
-    assert settings.flip is not None
     preparation = Preparation(settings.size, settings.normalise)
-    training_pairs, validation_pairs = find(settings.data, settings.validation, settings.seed)
+    training_pairs, validation_pairs = find(settings.data, settings.validation, settings.seed, settings.fold)
     options: dict[str, Any] = {"classes": settings.classes, "labels": settings.labels and Labels(settings.labels)}
-    training = Folder(training_pairs, preparation, flip=settings.flip, seed=settings.seed, **options)
+    random_options: dict[str, Any] = {"flip": settings.flip, "augment": settings.augment, "seed": settings.seed}
+    training = Folder(training_pairs, preparation, **random_options, **options)
     validation = Folder(validation_pairs, preparation, **options)
     for dataset in (training, validation):
         if (dims := dataset.spatial_dims) != settings.dims:

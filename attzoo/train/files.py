@@ -10,6 +10,7 @@ from unicodedata import normalize
 import numpy as np
 
 from ..data import ending, has_known_ending, unsupported_format
+from .folds import validation_indices
 
 SPLIT: Final = ("images", "masks")
 CAMVID: Final = ("train_images", "train_labels", "valid_images", "valid_labels")
@@ -17,7 +18,9 @@ CAMVID: Final = ("train_images", "train_labels", "valid_images", "valid_labels")
 Pair = tuple[Path, Path]   # an image and its mask
 
 
-def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+def find(
+    folder: str | Path, fraction: float = 0.2, seed: int = 0, fold: str | None = None
+) -> tuple[list[Pair], list[Pair]]:
     """Find pairs of images and masks to train on and to validate on.
 
     An image and its mask have the same name except for the extension. Hidden files, and files whose extension is not
@@ -29,6 +32,7 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
         fraction: the share of pairs to validate on, in (0, 1), if the folder contains images and masks. At least one
             pair is for validation and at least one for training.
         seed: seed of the random choice of these pairs.
+        fold: "i/n" to validate on fold i of n, counted from 1, instead of a fraction; see `folds`.
 
     Returns:
         The pairs to train on and those to validate on, each sorted by name.
@@ -46,6 +50,9 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
         got = f"{_join(sorted(subfolders)) or 'no folder'}: rename or move the folders"
         raise ValueError(f"expected folders {expected} in {folder}, got {got}")
     if camvid_folders:
+        if fold is not None:
+            got = f"the folders {', '.join(CAMVID)}, which declare the images to validate on: leave out --fold"
+            raise ValueError(f"expected the folders {' and '.join(SPLIT)} in {folder} to divide into folds, got {got}")
         return _pairs(folder, *CAMVID[:2]), _pairs(folder, *CAMVID[2:])
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be greater than 0 and less than 1, got {fraction}")
@@ -53,9 +60,12 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
     if len(pairs) < 2:
         got = f"{len(pairs)}: add images and masks"
         raise ValueError(f"expected at least two images in {folder / SPLIT[0]}, one to validate on, got {got}")
-    count = max(1, min(round(fraction * len(pairs)), len(pairs) - 1))
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    return [pairs[i] for i in sorted(order[count:])], [pairs[i] for i in sorted(order[:count])]
+    if fold is None:
+        count = max(1, min(round(fraction * len(pairs)), len(pairs) - 1))
+        chosen = set(np.random.default_rng(seed).permutation(len(pairs))[:count].tolist())
+    else:
+        chosen = set(validation_indices(len(pairs), fold, seed))
+    return [pair for i, pair in enumerate(pairs) if i not in chosen], [pairs[i] for i in sorted(chosen)]
 
 
 def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:

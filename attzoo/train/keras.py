@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,33 @@ ops = keras.ops
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-def process_group() -> AbstractContextManager[tuple[int, int]]:
-    """Return a context manager that yields (0, 1), the rank of this process and the number of processes.
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[tuple[int, int]]:
+    """Yield (0, 1), the rank of this process and the number of processes, and train on a device in the `with` block.
 
-    One process uses all devices.
+    One process uses all devices of TensorFlow, if `device` is None. Raises ValueError if there is no such device.
     """
-    return nullcontext((0, 1))
+    with nullcontext() if device is None else keras.device(_device_name(device)):
+        yield 0, 1
+
+
+def _device_name(device: str) -> str:
+    """Return Keras's name of a device, such as "gpu:1" for "cuda:1". Raise ValueError if the backend does not list it.
+
+    Keras cannot list the devices of PyTorch, which raises its own error at the first tensor.
+    """
+    kind, _, number = device.lower().partition(":")
+    name = f"{'gpu' if kind == 'cuda' else kind}:{number or 0}"
+    if keras.backend.backend() == "torch":
+        return name
+    try:
+        names = keras.distribution.list_devices(name.partition(":")[0])
+    except RuntimeError:   # JAX without devices of this kind
+        names = []
+    if name not in names:
+        listed = ", ".join(names or keras.distribution.list_devices())
+        raise ValueError(f"expected a device that {keras.backend.backend()} lists, {listed}, got {device}")
+    return name
 
 
 class Trainer:
@@ -39,25 +61,40 @@ class Trainer:
         settings: the settings of the run.
         make: a function that returns the network, called with backend=...
         classes: K, the number of classes.
+        class_weights: the weight of each class in the loss; None weights all alike.
+        device: the name of the only device to train on, which `process_group` has set; None uses all.
     """
 
-    def __init__(self, settings: Settings, make: Callable[..., Any], classes: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make: Callable[..., Any],
+        classes: int,
+        class_weights: Sequence[float] | None = None,
+        device: str | None = None,
+    ) -> None:
         keras.utils.set_random_seed(settings.seed)
-        self.strategy = _strategy()
+        self.settings, self.class_weights = settings, class_weights
+        self.strategy = _strategy() if device is None else None
         self.framework = f"keras on {keras.backend.backend()}"
         self.devices = self.strategy.num_replicas_in_sync if self.strategy else 1
         if self.strategy and settings.accumulate > 1:
             got = f"{settings.accumulate} with {self.devices} devices: leave out --accumulate, or use torch"
             raise ValueError(f"accumulate must be 1 if Keras trains on several devices, got {got}")
+        if self.strategy and settings.clip is not None:   # Keras would limit the gradient of each device
+            got = f"{settings.clip} with {self.devices} devices: leave out --clip, set --device, or use torch"
+            raise ValueError(f"clip must be None if Keras trains on several devices, got {got}")
         with self.strategy.scope() if self.strategy else nullcontext():
             self.network = make(backend="keras", dtype=POLICIES[settings.precision])
             self.channels_first = self.network.data_format == "channels_first"
             images = -(-settings.batch // self.devices) * self.devices   # in a batch, with those added by _distribute
             self.metric = Confusion(classes, images, self.channels_first, bool(self.strategy))
-            self.terms = LossTerms(settings.loss, self.channels_first)
+            self.terms = LossTerms(settings.loss, self.channels_first, class_weights)
             self.network.compile(
                 optimizer=_optimizer(settings),
-                loss=Loss(settings.loss, self.channels_first, _sum_replicas if self.strategy else _identity),
+                loss=Loss(
+                    settings.loss, self.channels_first, _sum_replicas if self.strategy else _identity, class_weights
+                ),
                 weighted_metrics=[self.metric, self.terms],
                 jit_compile=keras.backend.backend() == "jax",   # TensorFlow compiles again for every size
             )
@@ -79,6 +116,24 @@ class Trainer:
         loss = self._run_step("train", images, masks)
         self.confusion += np.array(ops.convert_to_numpy(self.metric.counts), np.int64).sum(0)
         return loss
+
+    @contextmanager
+    def averaged(self) -> Iterator[Any]:
+        """Yield the network with the averaged weights in the `with` block, to validate and to save it.
+
+        If the settings do not average weights, the network is unchanged.
+        """
+        if self.settings.ema is None or not int(self.network.optimizer.iterations):
+            yield self.network
+            return
+        variables = self.network.trainable_variables
+        weights = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+        self.network.optimizer.finalize_variable_values(variables)
+        try:
+            yield self.network
+        finally:
+            for variable, array in zip(variables, weights, strict=True):
+                variable.assign(array)
 
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
         """Add the loss and the predictions of a batch to the validation, without training. Arguments as `step`."""
@@ -135,16 +190,23 @@ class Trainer:
 class Loss(keras.losses.Loss):
     """The loss `name` of `losses`, of logits (N, K, *S) if `channels_first`, else (N, *S, K).
 
-    `sum_devices` returns the sum of a count over all devices.
+    `sum_devices` returns the sum of a count over all devices. `weights` are those of the classes.
     """
 
-    def __init__(self, name: str, channels_first: bool, sum_devices: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        channels_first: bool,
+        sum_devices: Callable[[Any], Any],
+        weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(reduction="sum", name=name)   # each device divides by the count over all devices
-        self.channels_first, self.sum_devices = channels_first, sum_devices
+        self.channels_first, self.sum_devices, self.class_weights = channels_first, sum_devices, weights
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of masks y_true (N, *S) and logits y_pred, a float32 scalar."""
-        return compute_loss(self.name, _to_channels_last(y_pred, self.channels_first), y_true, self.sum_devices)
+        logits = _to_channels_last(y_pred, self.channels_first)
+        return compute_loss(self.name, logits, y_true, self.sum_devices, self.class_weights)
 
 
 class Confusion(keras.metrics.Metric):
@@ -173,10 +235,11 @@ class Confusion(keras.metrics.Metric):
         images = ops.cumsum(ops.ones_like(masks), axis=0) - 1   # TensorFlow may not know N in advance
         if self.is_distributed:
             images += _first_image(masks)
-        indices = ops.stack([images, ops.where(valid, masks, 0), ops.cast(predictions, "int32")], axis=-1)
-        values = ops.cast(ops.reshape(valid, (-1,)), self.dtype)
-        counts = ops.scatter(ops.reshape(indices, (-1, 3)), values, self.counts.shape)
-        self.counts.assign(self.counts + counts)
+        classes = self.counts.shape[-1]
+        cells = (images * classes + ops.where(valid, masks, 0)) * classes + ops.cast(predictions, "int32")
+        pixels = ops.cast(ops.reshape(valid, (-1,)), "int32")
+        counts = ops.segment_sum(pixels, ops.reshape(cells, (-1,)), math.prod(self.counts.shape))
+        self.counts.assign(self.counts + ops.cast(ops.reshape(counts, self.counts.shape), self.dtype))
 
     def result(self) -> Any:
         """Return the number of counted pixels: Keras expects a number, but the trainer reads `counts`."""
@@ -189,15 +252,16 @@ class LossTerms(keras.metrics.Metric):
     Arguments and shapes are those of `Loss`.
     """
 
-    def __init__(self, name: str, channels_first: bool) -> None:
+    def __init__(self, name: str, channels_first: bool, weights: Sequence[float] | None = None) -> None:
         super().__init__(name="terms", dtype="float32")
-        self.loss_name, self.channels_first, self.is_enabled = name, channels_first, True
+        self.loss_name, self.channels_first, self.class_weights, self.is_enabled = name, channels_first, weights, True
         self.sums = self.add_variable((len(SUMS.get(name, (name,))), 2), "zeros", dtype="float32", name="sums")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add the terms for masks y_true (N, *S) and logits y_pred to the sums."""
         if self.is_enabled:
-            terms = loss_terms(self.loss_name, _to_channels_last(y_pred, self.channels_first), y_true)
+            logits = _to_channels_last(y_pred, self.channels_first)
+            terms = loss_terms(self.loss_name, logits, y_true, self.class_weights)
             self.sums.assign(self.sums + ops.stack([ops.stack(term) for term in terms]))
 
     def result(self) -> Any:
@@ -212,7 +276,11 @@ def _to_channels_last(y: Any, channels_first: bool) -> Any:
 
 def _optimizer(settings: Settings) -> Any:
     """Return the Keras optimizer of the settings, with PyTorch's default epsilon of 1e-8 for Adam and AdamW."""
-    options = {"gradient_accumulation_steps": settings.accumulate} if settings.accumulate > 1 else {}
+    options: dict[str, Any] = {"global_clipnorm": settings.clip}
+    if settings.accumulate > 1:
+        options["gradient_accumulation_steps"] = settings.accumulate
+    if settings.ema is not None:
+        options |= {"use_ema": True, "ema_momentum": settings.ema}
     if settings.optimizer == "sgd":
         return keras.optimizers.SGD(settings.rate, momentum=settings.momentum, **options)
     if settings.optimizer == "adam":

@@ -119,13 +119,13 @@ def prepare_folder(
     remove_stale(out)
     write(out / state.SETTINGS, (json.dumps(run.settings.config() | {state.DTYPES: dtypes}, indent=1) + "\n").encode())
     if run.history:
-        _repair_best(run, trainer.network, out)
+        _repair_best(run, trainer, out)
         run.save(out)   # with settings that a resumed run may change
         _write_report(run, out)
     return report.tensorboard(out / "tensorboard") if tensorboard else None
 
 
-def _repair_best(run: State, network: Any, out: Path) -> None:
+def _repair_best(run: State, trainer: Any, out: Path) -> None:
     """If the file of the best network is missing or changed, save the network of the last epoch in its place.
 
     Then `run.best` describes that network, and the state of the run is saved. Print that the best network is lost,
@@ -139,12 +139,13 @@ def _repair_best(run: State, network: Any, out: Path) -> None:
         message = f"the network of epoch {run.best.epoch if run.best else '?'}, the best, is lost"
         print(f"{out / best.NAME} is {got}: {message}; the file now holds epoch {epoch}, the last", file=sys.stderr)
     since = run.best.since if run.best and run.best.epoch == epoch else epoch
-    run.best = best.save_pending(network, out, epoch, since)
+    with trainer.averaged() as network:
+        run.best = best.save_pending(network, out, epoch, since)
     run.save(out)
     best.replace(out)
 
 
-def save_epoch(run: State, network: Any, out: Path, cases: list[Row]) -> None:
+def save_epoch(run: State, trainer: Any, out: Path, cases: list[Row]) -> None:
     """Save the state, the networks and the report after an epoch, of which `cases` are the rows of the images.
 
     The best network is replaced after the state is saved. If the process is killed in between, `_repair_best` replaces
@@ -152,10 +153,12 @@ def save_epoch(run: State, network: Any, out: Path, cases: list[Row]) -> None:
     """
     row = run.history[-1]
     interval, since = run.settings.checkpoint_every, run.best.since if run.best else 1
-    if interval and row["epoch"] % interval == 0:
-        portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
-    if is_best := best_epoch(run.history, since) == row["epoch"]:
-        run.best, run.cases = best.save_pending(network, out, row["epoch"], since), cases
+    is_best = best_epoch(run.history, since) == row["epoch"]
+    with trainer.averaged() as network:
+        if interval and row["epoch"] % interval == 0:
+            portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
+        if is_best:
+            run.best, run.cases = best.save_pending(network, out, row["epoch"], since), cases
     run.save(out)
     if is_best:
         best.replace(out)

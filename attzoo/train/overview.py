@@ -32,6 +32,10 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
     network_text = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
         parts.append(f"resized to {size_text(settings.size)}{_lost_classes(training, validation)}")
+    if trainer.class_weights:
+        parts.append(f"class weights: {', '.join(f'{weight:.4g}' for weight in trainer.class_weights)}")
+    if settings.init:
+        parts.append(f"initial weights: {settings.init}")
     return [*parts, f"network: {network_text}", f"output: {out.resolve()}"]
 
 

@@ -96,7 +96,7 @@ class Preparation:
             array = _to_float32(array)
         array = _resize(array, self.size, "trilinear" if array.ndim == 4 else "bilinear")
         if self.normalise == "zscore":
-            array = np.asarray(_monai().NormalizeIntensity(channel_wise=True)(array))
+            array = np.asarray(transforms().NormalizeIntensity(channel_wise=True)(array))
         return array
 
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -155,19 +155,11 @@ def _resize(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
         return array
     if len(size) != array.ndim - 1:
         raise ValueError(f"size must be {array.ndim - 1} numbers, one for each spatial axis, got {size}")
-    return np.asarray(_monai().Resize(size, mode=mode)(array))
+    return np.asarray(transforms().Resize(size, mode=mode)(array))
 
 
 @cache
-def random_flips(spatial_dims: int) -> Any:
-    """Return MONAI's transform that flips image and mask, pictures left to right, volumes along each axis."""
-    monai = _monai()
-    axes = (1,) if spatial_dims == 2 else range(spatial_dims)
-    return monai.Compose([monai.RandFlipd(("image", "mask"), prob=0.5, spatial_axis=axis) for axis in axes])
-
-
-@cache
-def _monai() -> Any:
+def transforms() -> Any:
     """Return MONAI's transforms, imported at the first call; MONAI imports TensorBoard."""
     with without_tensorflow():
         return package("monai.transforms")

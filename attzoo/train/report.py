@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,7 @@ from .. import plotting
 from ..extras import missing
 from .preparation import without_tensorflow
 from .state import Row
-
-if TYPE_CHECKING:
-    from .validation import Validation
+from .validation import Validation, dice_of
 
 VALIDATION_COLOR, TRAINING_COLOR = plotting.COLORS.values()
 MAX_CURVES: Final = 8   # largest number of classes whose Dice is plotted
@@ -40,20 +38,6 @@ def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
     iou = correct[is_present] / (actual + predicted - correct)[is_present]
     accuracy = correct.sum() / counts.sum() if counts.any() else 0.0
     return float(accuracy), float(iou.mean()) if is_present.any() else 0.0, dice_of(correct, actual, predicted)
-
-
-def dice_of(correct: NDArray[Any], actual: NDArray[Any], predicted: NDArray[Any]) -> list[float | None]:
-    """Return the Dice of each class, None for a class that has no pixel and is not predicted.
-
-    Args:
-        correct: the number of correctly predicted pixels of each class, (K,).
-        actual: the number of pixels of each class in the masks, (K,).
-        predicted: the number of pixels predicted as each class, (K,).
-    """
-    return [
-        float(2 * correct_count / (actual_count + predicted_count)) if actual_count + predicted_count else None
-        for correct_count, actual_count, predicted_count in zip(correct, actual, predicted, strict=True)
-    ]
 
 
 def row(epoch: int, rate: float, loss: float, training: NDArray[Any], validation: Validation, seconds: float) -> Row:

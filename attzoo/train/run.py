@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import contract, registry
 from ..data import package
+from ..portable import load_weights
 from . import output, overview, report
 from .basis import basis_of
 from .batches import Batches, Loader, check_guard
@@ -27,6 +28,7 @@ from .schedule import learning_rate, should_stop
 from .settings import Settings
 from .state import Row, State
 from .validation import Validation, image_names
+from .weighting import class_weights
 
 CHANNELS: Final = (16, 32, 64)   # default without `channels` and `variant`
 
@@ -41,6 +43,7 @@ def train(
     *,
     resume: bool = False,
     workers: int = 0,
+    device: str | None = None,
     tensorboard: bool = False,
     quiet: bool = False,
 ) -> list[Row]:
@@ -54,6 +57,8 @@ def train(
         resume: continue the run in `out` after its last complete epoch. On a CPU the results are bit for bit those of
             a run without interruption. The data may be in another folder, if the content of the files is the same.
         workers: >= 0, processes that load batches in advance.
+        device: the device to train on, such as "cpu", "cuda:1" or "mps". None takes a GPU, if there is one; Keras on
+            TensorFlow then takes all. Another device may give other bits in a resumed run.
         tensorboard: also write TensorBoard events.
         quiet: do not print the overview and the progress.
 
@@ -63,27 +68,30 @@ def train(
     Raises:
         ValueError: `out` is not new or empty; or, to resume, it holds no run, a damaged run, or a run with other
             settings, images, masks, framework or number of devices; or another run writes to it; or the images and
-            masks do not fit each other or the settings.
+            masks do not fit each other or the settings; or there is no such device.
         Diverged: the loss or a weight is nan or infinite. The files of the last good epoch stay.
         OSError: a file cannot be read or written.
         ModuleNotFoundError: a package is missing. The message has the install command.
     """
     out, workers = Path(out), contract.integer("workers", workers, 0)
     check_guard(workers)
-    if settings.data is not None:
-        settings = replace(settings, data=str(Path(settings.data).resolve()))
+    data, init = (path and str(Path(path).resolve()) for path in (settings.data, settings.init))
+    settings = replace(settings, data=data, init=init)
     contract.triton_first()
     for name in ("torch", "rich", "matplotlib.figure"):   # a missing package must not stop the run after an epoch
         package(name)
     with registry.name_missing_extra("training"):
         backend = import_module(f"{__package__}.{settings.backend}")
-    with backend.process_group() as (rank, world_size), output.locked_folder(out, is_first=rank == 0):
+    with backend.process_group(device) as (rank, world_size), output.locked_folder(out, is_first=rank == 0):
         run = output.open_run(out, settings, resume, is_first=rank == 0)   # errors in settings before reading the data
         training, validation = datasets(settings)
         loader, validation_loader = _loaders(settings, training, validation, workers, rank, world_size)
         steps = _steps_per_epoch(loader, settings.accumulate)
         classes = training.classes or 0
-        trainer = backend.Trainer(settings, network(settings, training.channels, classes), classes)
+        weights = class_weights(settings, training)
+        trainer = backend.Trainer(settings, network(settings, training.channels, classes), classes, weights, device)
+        if settings.init is not None and not run.history:
+            load_weights(trainer.network, settings.init, source=settings.init_source)
         output.restore(run, out, trainer, classes, basis_of(trainer, training, validation))
         names = image_names(validation)
         dtypes = sorted({*getattr(training, "dtypes", ()), *getattr(validation, "dtypes", ())})
@@ -99,7 +107,7 @@ def train(
                 run.arrays = trainer.state()
                 _check_finite(run, epoch)
                 if rank == 0:
-                    output.save_epoch(run, trainer.network, out, validated.cases(names, epoch + 1))
+                    output.save_epoch(run, trainer, out, validated.cases(names, epoch + 1))
                     if add_events:
                         add_events(row)
         return run.history
@@ -175,11 +183,10 @@ def _run_epoch(
             raise Diverged(_divergence_message(f"a finite loss, got {losses[-1]} in step {len(losses)} of", epoch))
         report_progress(epoch, losses[-1], None)
     training_counts = trainer.pop_confusion()
-    for images, masks in validation_batches:
-        trainer.evaluate(images, masks)
+    with trainer.averaged():
+        for images, masks in validation_batches:
+            trainer.evaluate(images, masks)
     validated: Validation = trainer.pop_validation()
-    if not isfinite(validated.loss):
-        raise Diverged(_divergence_message(f"a finite validation loss, got {validated.loss} after", epoch))
     loss, seconds = fsum(losses) / len(losses), perf_counter() - start_time
     row = report.row(epoch + 1, rate, loss, training_counts, validated, seconds)
     report_progress(epoch, None, row)
@@ -187,10 +194,12 @@ def _run_epoch(
 
 
 def _check_finite(run: State, epoch: int) -> None:
-    """Raise Diverged if a weight of the network in `run` is nan or infinite after an epoch."""
+    """Raise Diverged if a weight of the network in `run`, or its validation loss, is nan or infinite after an epoch."""
     weights = (array for name, array in run.arrays.items() if name.startswith("network."))
     if not all(np.isfinite(array).all() for array in weights):
         raise Diverged(_divergence_message("finite weights, got weights that are not finite after", epoch))
+    if not isfinite(loss := run.history[-1]["validation_loss"]):
+        raise Diverged(_divergence_message(f"a finite validation loss, got {loss} after", epoch))
 
 
 def _divergence_message(problem: str, epoch: int) -> str:

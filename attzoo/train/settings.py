@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,12 +12,15 @@ from .. import contract
 from ..data import IGNORE, Labels
 from ..data.labels import Value
 from .data import NORMALISATIONS
+from .folds import parse_fold
+from .losses import SUMS, WEIGHTED
 
 BACKENDS: Final = ("torch", "keras")
 LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine")
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
+AUTO: Final = "auto"   # class weights that follow from the data
 SETTING_OF: Final = {   # arguments of the U-Net that settings determine, and the name of the setting
     "backend": "backend",
     "channels": "channels",
@@ -46,13 +49,21 @@ class Settings(contract.NamedArguments):
         labels: the values of the masks, integers or colours (red, green, blue), if they are not class indices; the
             class of a value is its position here.
         normalise: "zscore", "unit" or "none", see `attzoo.train.data.Preparation`; None means "zscore".
+        fold: a text "i/n": validate on fold i of n, counted from 1, and train on the others, instead of `validation`,
+            see `attzoo.train.folds`; None does not divide the data into folds.
         flip: mirror images at random, pictures left to right, volumes along every axis; None means True.
+        augment: also rotate, scale and change intensities at random, see `attzoo.train.augmentation`; None means False.
         variant: the name of a published U-Net; None uses the default arguments.
         channels: the number of channels of each level, finest first; None uses those of the variant, or without a
             variant 16, 32, 64.
         network: further arguments of the U-Net, as JSON values, for instance {"skip": None}.
+        init: a file of weights to start from, which `attzoo.save` or a run wrote for a U-Net of these arguments; None
+            initialises the network by the seed.
+        init_source: the library of the file, if it has the weights of another one, as `source` of `load_weights`.
         loss: "cross_entropy", "dice", "both" (their sum), "bce" (binary cross-entropy; two classes have one output) or
             "focal_tversky".
+        class_weights: a weight >= 0 of each class in the losses of pixels, see `attzoo.train.losses`; "auto" makes them
+            inversely proportional to the numbers of pixels, see `attzoo.train.weighting`; None weights all alike.
         optimizer: "sgd", "adam" or "adamw".
         rate: the learning rate, > 0.
         momentum: the momentum of sgd, in [0, 1); None means 0.
@@ -62,6 +73,11 @@ class Settings(contract.NamedArguments):
             schedule begins after them, see `attzoo.train.schedule`.
         every: the number of epochs between two steps of the schedule "step", >= 1; None means 30.
         factor: the factor of the rate at each step of the schedule "step", > 0; None means 0.1.
+        clip: the largest norm of the gradient of all weights, > 0, above which the gradient is multiplied by a factor
+            that makes this its norm; None does not limit it.
+        ema: the decay, in (0, 1), of an exponential moving average of the weights: after each step, average = ema *
+            average + (1 - ema) * weights, beginning with the weights after the first step. Networks with the averaged
+            weights are validated and saved; running statistics are not averaged. None does not average.
         epochs: the number of epochs, >= 1.
         patience: the number of epochs, >= 1, without a higher mean IoU on the validation images, after which training
             stops; None trains all epochs.
@@ -84,15 +100,20 @@ class Settings(contract.NamedArguments):
     dims: int = 2
     size: tuple[int, ...] | None = None
     validation: float = 0.2
+    fold: str | None = None
     phantoms: int | None = None
     classes: int | None = None
     labels: tuple[Value, ...] | None = None
     normalise: str | None = None
     flip: bool | None = None
+    augment: bool | None = None
     variant: str | None = None
     channels: tuple[int, ...] | None = None
     network: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    init_source: str | None = None
     loss: str = "both"
+    class_weights: str | tuple[float, ...] | None = None
     optimizer: str = "adam"
     rate: float = 1e-3
     momentum: float | None = None
@@ -101,6 +122,8 @@ class Settings(contract.NamedArguments):
     every: int | None = None
     factor: float | None = None
     warmup: int = 0
+    clip: float | None = None
+    ema: float | None = None
     epochs: int = 20
     patience: int | None = None
     batch: int = 8
@@ -118,6 +141,7 @@ class Settings(contract.NamedArguments):
             got = f"{contract.short_repr(size)} with dims={self.dims}: change size or dims"
             raise ValueError(f"size must be {self.dims} numbers, one per spatial axis, got {got}")
         self._check_numbers()
+        self._check_combinations()
         labels = None if self.labels is None else Labels(self.labels).values
         if labels and self.classes not in (None, len(labels)):
             raise ValueError(f"classes must be {len(labels)}, the number of labels, or left out, got {self.classes}")
@@ -127,18 +151,24 @@ class Settings(contract.NamedArguments):
             labels=labels,
             channels=None if self.channels is None else contract.integers("channels", self.channels),
             network=MappingProxyType(_network_arguments(self.network)),
+            class_weights=_class_weights(self.class_weights),
         )
 
     def _set_defaults(self) -> None:
         """Replace None by defaults in place. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
+        has_pixel_loss = any(name in WEIGHTED for name in SUMS.get(str(self.loss), (self.loss,)))
         # Default, whether it has an effect, and for the error the condition and the other setting.
         dependent_settings = {
             "phantoms": (160, not has_data, "without data", "data"),
             "classes": (None, has_data, "with data", "data"),
             "labels": (None, has_data, "with data", "data"),
             "normalise": ("zscore", has_data, "with data", "data"),
+            "fold": (None, has_data, "with data", "data"),
             "flip": (True, has_data, "with data", "data"),
+            "augment": (False, has_data, "with data", "data"),
+            "init_source": (None, self.init is not None, "with init", "init"),
+            "class_weights": (None, has_pixel_loss, f"with a loss of pixels, {' or '.join(WEIGHTED)}", "loss"),
             "momentum": (0.0, self.optimizer == "sgd", "with optimizer='sgd'", "optimizer"),
             "decay": (0.01, self.optimizer == "adamw", "with optimizer='adamw'", "optimizer"),
             "every": (30, is_step, "with schedule='step'", "schedule"),
@@ -169,24 +199,42 @@ class Settings(contract.NamedArguments):
 
         Raises TypeError for a value of another type, and ValueError for a number out of its range.
         """
-        for name in ("validation", "momentum", "rate", "factor", "decay"):
+        for name in ("validation", "momentum", "rate", "factor", "decay", "clip", "ema"):
             if getattr(self, name) is None and getattr(Settings, name) is None:
                 continue
             value, may_be_0 = contract.number(name, getattr(self, name)), name in ("momentum", "decay")
             if value < 0 or (value == 0 and not may_be_0):
                 raise ValueError(f"{name} must be {'>= 0' if may_be_0 else 'positive'}, got {value}")
-            if name in ("validation", "momentum") and value >= 1:
+            if name in ("validation", "momentum", "ema") and value >= 1:
                 raise ValueError(f"{name} must be less than 1, got {value}")
             contract.set_fields(self, **{name: value})
-        if self.flip is not None:
-            contract.set_fields(self, flip=contract.flag("flip", self.flip))
+        for name in ("flip", "augment"):
+            if getattr(self, name) is not None:
+                contract.set_fields(self, **{name: contract.flag(name, getattr(self, name))})
         if self.classes is not None and self.classes > IGNORE:
             reason = f"because masks ignore the value {IGNORE}"
             raise ValueError(f"classes must be <= {IGNORE}, {reason}, got {self.classes}")
-        if self.warmup >= self.epochs:
-            raise ValueError(f"warmup must be less than epochs, got {self.warmup} of {self.epochs}")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
+
+    def _check_combinations(self) -> None:
+        """Raise ValueError or TypeError for a wrong fold or file, or for settings that exclude each other."""
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup must be less than epochs, got {self.warmup} of {self.epochs}")
+        for name in ("init", "init_source"):
+            if not isinstance(getattr(self, name), str | None):
+                raise TypeError(f"{name} must be a text, got {contract.short_repr(getattr(self, name))}")
+        if self.fold is not None:
+            parse_fold(self.fold)
+            if self.validation != Settings.validation:
+                got = f"{self.validation} with fold={self.fold!r}: leave out one of them"
+                raise ValueError(f"validation has an effect only without fold, got {got}")
+        if self.augment and self.normalise != "zscore":
+            got = f"augment=True and normalise={self.normalise!r}"
+            raise ValueError(f"augment has an effect only with normalise='zscore', got {got}: change or leave out one")
+        if self.backend == "keras" and self.ema is not None and self.accumulate > 1:
+            fix = "leave out one of them, or use torch"
+            raise ValueError(f"accumulate must be 1 if Keras averages weights, got {self.accumulate} with ema: {fix}")
 
     def config(self) -> dict[str, Any]:
         """Return the settings as name -> JSON value. `Settings(**config)` equals these settings."""
@@ -212,6 +260,18 @@ def _network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
         return arguments
     except (TypeError, ValueError, RecursionError) as err:
         raise TypeError(f"network must have values that JSON can hold, got another: {err}") from err
+
+
+def _class_weights(weights: Any) -> str | tuple[float, ...] | None:
+    """Return class weights as "auto", None or a tuple of floats. Raises TypeError or ValueError for other values."""
+    if weights is None or isinstance(weights, str):
+        return weights if weights is None else str(contract.choice("class_weights", weights, (AUTO,)))
+    if not isinstance(weights, Iterable):
+        raise TypeError(f"class_weights must be {AUTO!r} or a sequence of numbers, got {contract.short_repr(weights)}")
+    numbers = tuple(contract.number("class_weights", weight) for weight in weights)
+    if min(numbers, default=-1) < 0 or not any(numbers):
+        raise ValueError(f"class_weights must be >= 0, and one of them positive, got {contract.short_repr(numbers)}")
+    return numbers
 
 
 CHOICES: Final = {

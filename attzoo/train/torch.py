@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import portable
 from ..contract import Array
@@ -30,17 +32,42 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of this name, by default a GPU for CUDA, if there is one, or else the CPU.
+
+    Raises:
+        ValueError: there is no such device, or the name has a number, although several processes have a GPU each.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it has no memory")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as err:   # AssertionError: torch without CUDA
+        reason = str(err).partition("\n")[0]
+        expected = "a device of PyTorch, such as cpu, cuda, cuda:1 or mps"
+        raise ValueError(f"expected {expected}, got {name}: {reason}") from err
+    if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fix = f"set --device {device.type}"
+        raise ValueError(f"expected a device without a number for several processes, got {name}: {fix}")
+    return device
+
+
 @contextmanager
-def process_group() -> Iterator[tuple[int, int]]:
+def process_group(device: str | None = None) -> Iterator[tuple[int, int]]:
     """Yield the rank of this process and the number of processes.
 
-    If torchrun started several processes and no process group exists, initialize one, and destroy it at the end.
+    If torchrun started several processes and no process group exists, initialize one for the device, and destroy it at
+    the end. Raises the errors of `choose_device`.
     """
+    has_cuda = choose_device(device).type == "cuda"
     is_new = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if is_new:
-        if torch.cuda.is_available():
+        if has_cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if has_cuda else "gloo")
     try:
         yield _rank_and_world_size()
     finally:
@@ -60,15 +87,24 @@ class Trainer:
         settings: the settings of the run.
         make: a function that returns the network, called with backend=...
         classes: K, the number of classes.
+        class_weights: the weight of each class in the loss; None weights all alike.
+        device: the name of the device, see `choose_device`.
     """
 
-    def __init__(self, settings: Settings, make: Callable[..., nn.Module], classes: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make: Callable[..., nn.Module],
+        classes: int,
+        class_weights: Sequence[float] | None = None,
+        device: str | None = None,
+    ) -> None:
         self.settings = settings
         self.framework = "torch"
         torch.manual_seed(settings.seed)
         self.rank, self.world_size = _rank_and_world_size()
         self.devices = self.world_size
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # set by `process_group`
+        self.device = choose_device(device)   # `process_group` has set the number of the GPU
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
         if self.world_size > 1:
@@ -83,6 +119,10 @@ class Trainer:
         self.classes = classes
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
         self.validation = Validation.empty(classes)
+        self.class_weights = class_weights
+        self.weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
+        average = None if settings.ema is None else get_ema_multi_avg_fn(settings.ema)
+        self.average = AveragedModel(self.network, multi_avg_fn=average) if average else None
 
     def begin_epoch(self, rate: float, seed: int) -> None:
         """Set the learning rate and the seed of all random numbers for an epoch of training."""
@@ -106,22 +146,42 @@ class Trainer:
         model = self.model
         with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             logits = self._logits(model, x)
-            loss = compute_loss(self.settings.loss, logits, y, self._sum_devices)
+            loss = compute_loss(self.settings.loss, logits, y, self._sum_devices, self.weights)
             self.scaler.scale(loss * self.world_size / accumulate).backward()   # DDP averages gradients over devices
         if is_last:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self._update()
         self.batches += 1
         self.confusion += self._confusions(logits, y).sum(0)
         return float(self._sum_devices(loss.detach()))
 
+    def _update(self) -> None:
+        """Make a step of the optimizer, with the gradient limited, and average the weights, if the settings say so."""
+        if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Yield the network to validate and to save, which has the averaged weights if the settings say so."""
+        yield self._averaged_network
+
+    @property
+    def _averaged_network(self) -> nn.Module:
+        """The network with the averaged weights, or the trained network if weights are not averaged."""
+        return self.network if self.average is None else self.average.module
+
     @torch.no_grad()
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
         """Add the loss and the predictions of a batch to the validation, without training. Arguments as `step`."""
-        self.network.eval()
+        network = self._averaged_network.eval()
         x, y = self._tensors(images, masks)
-        logits = self._logits(self.network, x)
-        terms = [torch.stack([total, count.float()]) for total, count in loss_terms(self.settings.loss, logits, y)]
+        logits = self._logits(network, x)
+        pairs = loss_terms(self.settings.loss, logits, y, self.weights)
+        terms = [torch.stack([total, count.float()]) for total, count in pairs]
         self.validation.add(self._confusions(logits, y).cpu().numpy(), torch.stack(terms).cpu().numpy())
 
     def pop_validation(self) -> Validation:
@@ -142,14 +202,15 @@ class Trainer:
         """
         if self.world_size > 1:
             dist.all_reduce(self.confusion)
-            for buffer in self.network.buffers():   # norms differ between processes on CPUs: keep those of rank 0
+            buffers = [*self.network.buffers(), *self._averaged_network.buffers()]
+            for buffer in buffers:   # norms differ between processes on CPUs: keep those of rank 0
                 dist.broadcast(buffer, 0)
         confusion: NDArray[np.int64] = self.confusion.cpu().numpy().copy()
         self.confusion.zero_()
         return confusion
 
     def state(self) -> dict[str, Array]:
-        """Return all arrays of the network, the optimizer and the gradient scaler, by name."""
+        """Return all arrays of the network, its average, the optimizer and the gradient scaler, by name."""
         arrays = {f"network.{name}": array for name, array in portable.weights(self.network).items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
             arrays |= {
@@ -157,6 +218,10 @@ class Trainer:
                 for name, tensor in slots.items()
                 if tensor is not None
             }
+        if self.average is not None:
+            averages = portable.weights(self.average.module)
+            arrays |= {f"average.{name}": array for name, array in averages.items()}
+            arrays["averaged.steps"] = np.array(int(self.average.n_averaged))
         return arrays | {f"scaler.{name}": np.array(value) for name, value in self.scaler.state_dict().items()}
 
     def restore(self, arrays: dict[str, Array]) -> None:
@@ -166,7 +231,7 @@ class Trainer:
             slots = {}   # every step overflowed, so the optimizer made none
         expected = {name: array for name, array in self.state().items() if not name.startswith("optimizer.")}
         check_arrays(arrays, expected | slots)
-        parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
+        parts: defaultdict[str, dict[str, Array]] = defaultdict(dict)
         for name, array in arrays.items():
             part, _, array_name = name.partition(".")
             parts[part][array_name] = array
@@ -176,6 +241,9 @@ class Trainer:
             i, _, slot = name.partition(".")
             tensors.setdefault(int(i), {})[slot] = torch.from_numpy(array.copy())
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": tensors})
+        if self.average is not None:
+            portable.load_weights(self.average.module, parts["average"])
+            self.average.n_averaged.fill_(int(parts["averaged"]["steps"]))
         self.scaler.load_state_dict({name: array.item() for name, array in parts["scaler"].items()})
 
     def _empty_slots(self) -> dict[str, Array]:

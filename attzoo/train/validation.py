@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data import Dataset, Folder
-from .report import dice_of
 from .state import Row
 
 
@@ -66,6 +65,20 @@ class Validation:
             row: Row = {"image": name, "epoch": epoch, "dice": sum(values) / len(values) if values else None}
             rows.append(row | {f"dice_{k}": value for k, value in enumerate(dice)})
         return rows
+
+
+def dice_of(correct: NDArray[Any], actual: NDArray[Any], predicted: NDArray[Any]) -> list[float | None]:
+    """Return the Dice of each class, None for a class that has no pixel and is not predicted.
+
+    Args:
+        correct: the number of correctly predicted pixels of each class, (K,).
+        actual: the number of pixels of each class in the masks, (K,).
+        predicted: the number of pixels predicted as each class, (K,).
+    """
+    return [
+        float(2 * correct_count / (actual_count + predicted_count)) if actual_count + predicted_count else None
+        for correct_count, actual_count, predicted_count in zip(correct, actual, predicted, strict=True)
+    ]
 
 
 def merge(parts: Sequence[Validation]) -> Validation:
