@@ -169,6 +169,19 @@ def test_fold_with_initial_weights_stops_early_and_names_the_worst_images(backen
     assert len(train(replace(settings, patience=5), out, resume=True, device="cpu")) == 3
 
 
+def test_weights_of_another_library_initialise_a_network(tmp_path):
+    arguments = {"variant": "monai", "channels": (4, 8)}
+    initial = attzoo.create("unet", 1, 4, backend="torch", head="linear", **arguments)
+    arrays = attzoo.export_weights(initial, target="monai")
+    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, tmp_path / "w.pth")
+    options = {"init": str(tmp_path / "w.pth"), "init_source": "monai", "rate": 1e-30, "epochs": 1}
+    train(Settings(**TINY | arguments | options), tmp_path / "out")
+    weights = attzoo.weights(attzoo.load(tmp_path / "out" / "best.safetensors", backend="torch"))
+    for name, array in attzoo.weights(initial).items():
+        if initial.spec.weights[name].trainable:
+            np.testing.assert_allclose(array, weights[name], rtol=0, atol=1e-20)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     attzoo.save(attzoo.create("unet", 1, 4, backend="torch", channels=(4, 16)), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"expected weights of UNet\(.*channels=\[4, 8\]"):

@@ -14,9 +14,7 @@ from .. import portable
 from ..contract import Array
 from ..data import IGNORE
 from ..ops.keras import keras
-from .losses import SUMS
-from .losses.keras import loss as compute_loss
-from .losses.keras import terms as loss_terms
+from .losses.keras import Loss, LossTerms, to_channels_last
 from .settings import Settings
 from .state import check_arrays
 from .validation import Validation
@@ -36,13 +34,16 @@ def process_group(device: str | None = None) -> Iterator[tuple[int, int]]:
 
 
 def _device_name(device: str) -> str:
-    """Return Keras's name of a device, such as "gpu:1" for "cuda:1". Raise ValueError if the backend does not list it.
-
-    Keras cannot list the devices of PyTorch, which raises its own error at the first tensor.
-    """
+    """Return Keras's name, as "gpu:1", of a device, as "cuda:1". Raise ValueError if the backend has no such device."""
     kind, _, number = device.lower().partition(":")
     name = f"{'gpu' if kind == 'cuda' else kind}:{number or 0}"
-    if keras.backend.backend() == "torch":
+    if keras.backend.backend() == "torch":   # Keras cannot list its devices
+        try:
+            with keras.device(name):
+                ops.zeros(1)
+        except (RuntimeError, AssertionError) as err:   # AssertionError: torch without CUDA
+            reason = str(err).partition("\n")[0]
+            raise ValueError(f"expected a device of torch, got {device}: {reason}") from err
         return name
     try:
         names = keras.distribution.list_devices(name.partition(":")[0])
@@ -187,28 +188,6 @@ class Trainer:
         return float(logs["loss"])
 
 
-class Loss(keras.losses.Loss):
-    """The loss `name` of `losses`, of logits (N, K, *S) if `channels_first`, else (N, *S, K).
-
-    `sum_devices` returns the sum of a count over all devices. `weights` are those of the classes.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        channels_first: bool,
-        sum_devices: Callable[[Any], Any],
-        weights: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(reduction="sum", name=name)   # each device divides by the count over all devices
-        self.channels_first, self.sum_devices, self.class_weights = channels_first, sum_devices, weights
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return the loss of masks y_true (N, *S) and logits y_pred, a float32 scalar."""
-        logits = _to_channels_last(y_pred, self.channels_first)
-        return compute_loss(self.name, logits, y_true, self.sum_devices, self.class_weights)
-
-
 class Confusion(keras.metrics.Metric):
     """The confusion matrix of each image, of masks (N, *S) and logits (N, K, *S) or (N, *S, K).
 
@@ -229,7 +208,7 @@ class Confusion(keras.metrics.Metric):
 
         One output predicts class 1 where its logit is above 0. Pixels of IGNORE are not counted.
         """
-        logits, masks = _to_channels_last(y_pred, self.channels_first), ops.cast(y_true, "int32")
+        logits, masks = to_channels_last(y_pred, self.channels_first), ops.cast(y_true, "int32")
         predictions = ops.argmax(logits, axis=-1) if logits.shape[-1] > 1 else logits[..., 0] > 0
         valid = masks != IGNORE
         images = ops.cumsum(ops.ones_like(masks), axis=0) - 1   # TensorFlow may not know N in advance
@@ -244,34 +223,6 @@ class Confusion(keras.metrics.Metric):
     def result(self) -> Any:
         """Return the number of counted pixels: Keras expects a number, but the trainer reads `counts`."""
         return ops.sum(self.counts)
-
-
-class LossTerms(keras.metrics.Metric):
-    """The sums of the terms of the loss `name` and the numbers to divide them by, float32 (T, 2), if `is_enabled`.
-
-    Arguments and shapes are those of `Loss`.
-    """
-
-    def __init__(self, name: str, channels_first: bool, weights: Sequence[float] | None = None) -> None:
-        super().__init__(name="terms", dtype="float32")
-        self.loss_name, self.channels_first, self.class_weights, self.is_enabled = name, channels_first, weights, True
-        self.sums = self.add_variable((len(SUMS.get(name, (name,))), 2), "zeros", dtype="float32", name="sums")
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Add the terms for masks y_true (N, *S) and logits y_pred to the sums."""
-        if self.is_enabled:
-            logits = _to_channels_last(y_pred, self.channels_first)
-            terms = loss_terms(self.loss_name, logits, y_true, self.class_weights)
-            self.sums.assign(self.sums + ops.stack([ops.stack(term) for term in terms]))
-
-    def result(self) -> Any:
-        """Return the sum of the numbers: Keras expects a number, but the trainer reads `sums`."""
-        return ops.sum(self.sums)
-
-
-def _to_channels_last(y: Any, channels_first: bool) -> Any:
-    """Return y with shape (N, *S, K). Its own shape is (N, K, *S) if `channels_first`, else (N, *S, K)."""
-    return ops.moveaxis(y, 1, -1) if channels_first else y
 
 
 def _optimizer(settings: Settings) -> Any:

@@ -108,3 +108,56 @@ def _mean_classes(losses: Any, masks: Any) -> tuple[Any, Any]:
     """
     has_pixels = ops.max(_valid(masks), axis=tuple(range(1, len(masks.shape))))
     return ops.sum(ops.mean(losses, axis=1) * has_pixels), ops.sum(has_pixels)
+
+
+# ---- for compiled models ---------------------------------------------------------------------------
+
+
+class Loss(keras.losses.Loss):
+    """The loss `name` of `losses`, of logits (N, K, *S) if `channels_first`, else (N, *S, K).
+
+    `sum_devices` returns the sum of a count over all devices. `weights` are those of the classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels_first: bool,
+        sum_devices: Callable[[Any], Any],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(reduction="sum", name=name)   # each device divides by the count over all devices
+        self.channels_first, self.sum_devices, self.class_weights = channels_first, sum_devices, weights
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return the loss of masks y_true (N, *S) and logits y_pred, a float32 scalar."""
+        logits = to_channels_last(y_pred, self.channels_first)
+        return loss(self.name, logits, y_true, self.sum_devices, self.class_weights)
+
+
+class LossTerms(keras.metrics.Metric):
+    """The sums of the terms of the loss `name` and the numbers to divide them by, float32 (T, 2), if `is_enabled`.
+
+    Arguments and shapes are those of `Loss`.
+    """
+
+    def __init__(self, name: str, channels_first: bool, weights: Sequence[float] | None = None) -> None:
+        super().__init__(name="terms", dtype="float32")
+        self.loss_name, self.channels_first, self.class_weights, self.is_enabled = name, channels_first, weights, True
+        self.sums = self.add_variable((len(SUMS.get(name, (name,))), 2), "zeros", dtype="float32", name="sums")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add the terms for masks y_true (N, *S) and logits y_pred to the sums."""
+        if self.is_enabled:
+            logits = to_channels_last(y_pred, self.channels_first)
+            pairs = terms(self.loss_name, logits, y_true, self.class_weights)
+            self.sums.assign(self.sums + ops.stack([ops.stack(pair) for pair in pairs]))
+
+    def result(self) -> Any:
+        """Return the sum of the numbers: Keras expects a number, but the trainer reads `sums`."""
+        return ops.sum(self.sums)
+
+
+def to_channels_last(y: Any, channels_first: bool) -> Any:
+    """Return y with shape (N, *S, K). Its own shape is (N, K, *S) if `channels_first`, else (N, *S, K)."""
+    return ops.moveaxis(y, 1, -1) if channels_first else y
