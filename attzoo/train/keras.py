@@ -36,8 +36,8 @@ def process_group(device: str | None = None) -> Iterator[tuple[int, int]]:
 def _device_name(device: str) -> str:
     """Return Keras's name, as "gpu:1", of a device, as "cuda:1". Raise ValueError if the backend has no such device."""
     kind, _, number = device.lower().partition(":")
-    name = f"{'gpu' if kind == 'cuda' else kind}:{number or 0}"
     if keras.backend.backend() == "torch":   # Keras cannot list its devices
+        name = "cpu" if kind == "cpu" else device.lower()   # on "cpu:0", Keras makes copies without gradients
         try:
             with keras.device(name):
                 ops.zeros(1)
@@ -45,6 +45,7 @@ def _device_name(device: str) -> str:
             reason = str(err).partition("\n")[0]
             raise ValueError(f"expected a device of torch, got {device}: {reason}") from err
         return name
+    name = f"{'gpu' if kind == 'cuda' else kind}:{number or 0}"
     try:
         names = keras.distribution.list_devices(name.partition(":")[0])
     except RuntimeError:   # JAX without devices of this kind
