@@ -14,6 +14,7 @@ from training import (  # noqa: F401, pytest uses skip_curves
     make_trainer,
     results,
     skip_curves,
+    stop_at_step,
     train,
 )
 
@@ -191,10 +192,15 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_more_epochs_on_resume_give_the_results_of_a_longer_run(tmp_path):
+def test_more_epochs_on_resume_give_the_results_of_a_longer_run(tmp_path, monkeypatch):
     train(SETTINGS, tmp_path / "whole")
     train(replace(SETTINGS, epochs=2), tmp_path / "grown")
-    assert len(train(SETTINGS, tmp_path / "grown", resume=True)) == 3
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, KeyboardInterrupt(), step=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(SETTINGS, tmp_path / "grown", resume=True)
+    settings = state.settings_to_resume(tmp_path / "grown", {})   # as `attzoo train --resume` without --epochs
+    assert len(train(settings, tmp_path / "grown", resume=True)) == 3
     assert results(tmp_path / "grown") == results(tmp_path / "whole")
     assert state.load(tmp_path / "grown", arrays=False).settings == SETTINGS
     with pytest.raises(ValueError, match=r"expected the settings of the run in .*: epochs 3, got 2: leave these out"):
