@@ -39,6 +39,21 @@ def train(
             metavar="[D,]H,W", help="Size to resize images to. Default: not resized; 64 per axis for phantoms."
         ),
     ] = None,
+    patch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[D,]H,W",
+            help="Train on random crops of this size, and validate and predict in windows of it, so that images may "
+            "have any size. Default: whole images.",
+        ),
+    ] = None,
+    patches: Annotated[
+        int | None, typer.Option(metavar="N", help="Crops of each image in an epoch, with --patch-size.  [4]")
+    ] = None,
+    foreground: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of crops around a pixel of a class other than 0.  [1/3]"),
+    ] = None,
     classes: Annotated[
         int | None, typer.Option(metavar="K", help="Number of classes. Default: as many as in the masks.")
     ] = None,
@@ -126,7 +141,8 @@ def train(
 
     given_settings: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
-        "size": parse_integers("size", size), "classes": classes,
+        "size": parse_integers("size", size), "patch_size": parse_integers("patch-size", patch_size),
+        "patches": patches, "foreground": foreground, "classes": classes,
         "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
         "normalise": normalise, "flip": flip, "variant": variant, "channels": parse_integers("channels", channels),
         "loss": loss, "optimizer": optimizer, "rate": rate, "momentum": momentum, "decay": decay,

@@ -119,7 +119,11 @@ class Folder:
         Raises OSError or ValueError if a file cannot be read or has another size than before, and ValueError if a value
         of the mask is not a class.
         """
-        epoch, index = key
+        image, mask = self.prepared(key[1])
+        return self.flipped(image, mask, key) if self.flip else (image, mask)
+
+    def prepared(self, index: int) -> Sample:
+        """Return an image and its mask, resized and normalised, but not flipped. Raises the errors of `__getitem__`."""
         image, mask = self.preparation.read(self.pairs[index][0]), self.read_mask(index)
         size = self.shapes[index][1:]
         if not image.shape[1:] == mask.shape == size:   # the files changed
@@ -127,8 +131,7 @@ class Folder:
             raise ValueError(f"expected {self.pairs[index][0]} and its mask to keep the size {size}, got {got}")
         with adding_path(self.pairs[index][0]):
             image = self.preparation(image)
-        mask = self.preparation.mask(mask)
-        return self._flip(image, mask, epoch, index) if self.flip else (image, mask)
+        return image, self.preparation.mask(mask)
 
     def read_mask(self, index: int) -> NDArray[np.int64]:
         """Return the mask (*S), not resized. Raises ValueError, with the path, if a value is not a class."""
@@ -169,14 +172,16 @@ class Folder:
         for (path, _), shape in zip(self.pairs, self.shapes, strict=True):
             if shape[1:] != size:
                 got = f"{self.pairs[0][0]} of {size_text(size)} and {path} of {size_text(shape[1:])}"
-                fix = f"set --size, such as {','.join(map(str, size))}, to resize all, or --batch 1"
+                text = ",".join(map(str, size))
+                fix = f"set --patch-size, such as {text}, to train on random crops of this size and predict in sliding "
+                fix += f"windows; or --size, such as {text}, to resize all to this size; or --batch 1"
                 raise ValueError(f"expected images of one size to batch them, got {got}: {fix}")
         return size
 
-    def _flip(self, image: Array, mask: NDArray[np.int64], epoch: int, index: int) -> Sample:
+    def flipped(self, image: Array, mask: NDArray[np.int64], key: Key) -> Sample:
         """Return copies of image and mask, both flipped alike at random, by the seed and the key (epoch, index)."""
         flips = random_flips(self.spatial_dims)
-        flips.set_random_state(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
+        flips.set_random_state(int(np.random.SeedSequence((self.seed, *key)).generate_state(1)[0]))
         sample = flips({"image": image, "mask": mask[None]})
         return np.array(sample["image"]), np.array(sample["mask"][0])
 

@@ -76,6 +76,16 @@ class Trainer:
         """Add the predictions for a batch to the confusion matrix, without training. Arguments as `step`."""
         self._run_step("test", images, masks)
 
+    def logits(self, images: Array) -> Array:
+        """Return the logits float32 (N, K, *S) of the network for images (N, C, *S), without training."""
+        x = images if self.channels_first else np.moveaxis(images, 1, -1)
+        y = np.asarray(self.network.predict_on_batch(x), np.float32)[: len(x)]   # each of several devices computes all
+        return y if self.channels_first else np.ascontiguousarray(np.moveaxis(y, -1, 1))
+
+    def add_confusion(self, counts: NDArray[np.int64]) -> None:
+        """Add the number of pixels (K, K), by true and predicted class, to the confusion matrix."""
+        self.confusion += counts
+
     def pop_confusion(self) -> NDArray[np.int64]:
         """Return the confusion matrix of all devices since the last call, and set it to 0.
 

@@ -32,6 +32,8 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
     network_text = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
         parts.append(f"resized to {size_text(settings.size)}{_lost_classes(training, validation)}")
+    if settings.patch_size:
+        parts.append(_patches(settings, training))
     return [*parts, f"network: {network_text}", f"output: {out.resolve()}"]
 
 
@@ -90,6 +92,18 @@ def _lost_classes(training: Dataset, validation: Dataset) -> str:
     lost = lost_classes([training.mask_counts, validation.mask_counts], training.labels)
     texts = [f"class {k} vanishes from {count} of {masks} masks that hold it" for k, (count, masks) in lost.items()]
     return f"; {', '.join(texts)}: a larger --size keeps small objects" if texts else ""
+
+
+def _patches(settings: Settings, training: Dataset) -> str:
+    """Return a line with the number and size of patches, and the number of images that are padded to this size."""
+    assert isinstance(training, Folder)
+    assert settings.patch_size is not None
+    assert settings.foreground is not None
+    sizes = [settings.size or shape[1:] for shape in training.shapes]
+    smaller_count = sum(any(s < p for s, p in zip(size, settings.patch_size, strict=True)) for size in sizes)
+    padded_text = f"; {smaller_count} images are smaller and padded" if smaller_count else ""
+    share_text = f"{settings.foreground:.0%} centered on a class other than 0"
+    return f"patches: {settings.patches} of {size_text(settings.patch_size)} from each image, {share_text}{padded_text}"
 
 
 def _share(count: int, total: int) -> str:

@@ -101,6 +101,8 @@ class Preparation:
 
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return a mask (*S) resized to (*size). Each pixel takes the class of the nearest pixel."""
+        if self.size in (None, mask.shape):   # a float32 copy of a large volume would need much memory
+            return mask
         return np.asarray(_resize(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
 
 

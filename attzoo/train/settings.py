@@ -40,7 +40,13 @@ class Settings(contract.NamedArguments):
         backend: "torch" or "keras".
         data: a folder of images and masks, see `attzoo.train.files.find`; None trains on built-in phantoms.
         dims: the number of spatial axes, 2 or 3.
-        size: the spatial size in pixels, >= 1, to resize to; None does not resize, so all sizes must be equal.
+        size: the spatial size in pixels, >= 1, to resize to; None does not resize, so all sizes must be equal, unless
+            `patch_size` is set.
+        patch_size: the spatial size in pixels, >= 1, of random patches of the images to train on; smaller images are
+            padded. Validation then predicts whole images in sliding windows of this size. None trains on whole images.
+        patches: the number of patches, >= 1, of each image in an epoch; None means 4.
+        foreground: the probability, in [0, 1], that a patch is centered on a pixel of a random class except 0, see
+            `attzoo.train.patches.random_corner`; None means 1/3.
         validation: the share of pairs to validate on, in (0, 1), if the folder does not declare it.
         phantoms: the number of phantoms, >= 2; None means 160.
         classes: the number of classes in the folder, 2 to 255; None takes it from the masks.
@@ -80,6 +86,9 @@ class Settings(contract.NamedArguments):
     data: str | None = None
     dims: int = 2
     size: tuple[int, ...] | None = None
+    patch_size: tuple[int, ...] | None = None
+    patches: int | None = None
+    foreground: float | None = None
     validation: float = 0.2
     phantoms: int | None = None
     classes: int | None = None
@@ -108,25 +117,32 @@ class Settings(contract.NamedArguments):
         """Check the settings, and replace None in place by the default where a setting has an effect."""
         self._set_defaults()
         self._check_values()
-        size = None if self.size is None else contract.integers("size", self.size)
-        if size is not None and len(size) != self.dims:
-            got = f"{contract.short_repr(size)} with dims={self.dims}: change size or dims"
-            raise ValueError(f"size must be {self.dims} numbers, one per spatial axis, got {got}")
+        sizes = {name: self._checked_size(name) for name in ("size", "patch_size")}
         self._check_numbers()
         labels = None if self.labels is None else Labels(self.labels).values
         if labels and self.classes not in (None, len(labels)):
             raise ValueError(f"classes must be {len(labels)}, the number of labels, or left out, got {self.classes}")
         contract.set_fields(
             self,
-            size=size,
+            **sizes,
             labels=labels,
             channels=None if self.channels is None else contract.integers("channels", self.channels),
             network=MappingProxyType(_network_arguments(self.network)),
         )
 
+    def _checked_size(self, name: str) -> tuple[int, ...] | None:
+        """Return the setting `name`, None or a spatial size. Raise TypeError or ValueError if it is another."""
+        value = getattr(self, name)
+        size = None if value is None else contract.integers(name, value)
+        if size is not None and len(size) != self.dims:
+            got = f"{contract.short_repr(size)} with dims={self.dims}: change {name} or dims"
+            raise ValueError(f"{name} must be {self.dims} numbers, one per spatial axis, got {got}")
+        return size
+
     def _set_defaults(self) -> None:
         """Replace None by defaults in place. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
+        has_patches = self.patch_size is not None
         # Default, whether it has an effect, and for the error the condition and the other setting.
         dependent_settings = {
             "phantoms": (160, not has_data, "without data", "data"),
@@ -134,6 +150,9 @@ class Settings(contract.NamedArguments):
             "labels": (None, has_data, "with data", "data"),
             "normalise": ("zscore", has_data, "with data", "data"),
             "flip": (True, has_data, "with data", "data"),
+            "patch_size": (None, has_data, "with data", "data"),
+            "patches": (4, has_patches, "with patch_size", "patch_size"),
+            "foreground": (1 / 3, has_patches, "with patch_size", "patch_size"),
             "momentum": (0.0, self.optimizer == "sgd", "with optimizer='sgd'", "optimizer"),
             "decay": (0.01, self.optimizer == "adamw", "with optimizer='adamw'", "optimizer"),
             "every": (30, is_step, "with schedule='step'", "schedule"),
@@ -164,14 +183,16 @@ class Settings(contract.NamedArguments):
 
         Raises TypeError for a value of another type, and ValueError for a number out of its range.
         """
-        for name in ("validation", "momentum", "rate", "factor", "decay"):
+        for name in ("validation", "momentum", "rate", "factor", "decay", "foreground"):
             if getattr(self, name) is None and getattr(Settings, name) is None:
                 continue
-            value, may_be_0 = contract.number(name, getattr(self, name)), name in ("momentum", "decay")
+            value, may_be_0 = contract.number(name, getattr(self, name)), name in ("momentum", "decay", "foreground")
             if value < 0 or (value == 0 and not may_be_0):
                 raise ValueError(f"{name} must be {'>= 0' if may_be_0 else 'positive'}, got {value}")
             if name in ("validation", "momentum") and value >= 1:
                 raise ValueError(f"{name} must be less than 1, got {value}")
+            if name == "foreground" and value > 1:
+                raise ValueError(f"{name} must be at most 1, got {value}")
             contract.set_fields(self, **{name: value})
         if self.flip is not None:
             contract.set_fields(self, flip=contract.flag("flip", self.flip))
@@ -217,7 +238,8 @@ CHOICES: Final = {
     "precision": PRECISIONS,
 }
 INTEGERS: Final = {   # the smallest value of each integer setting
-    "epochs": 1, "batch": 1, "accumulate": 1, "phantoms": 2, "classes": 2, "checkpoint_every": 1, "every": 1, "seed": 0,
+    "epochs": 1, "batch": 1, "accumulate": 1, "phantoms": 2, "patches": 1, "classes": 2, "checkpoint_every": 1,
+    "every": 1, "seed": 0,
 }   # fmt: skip
 
 

@@ -118,6 +118,17 @@ class Trainer:
         x, y = self._tensors(images, masks)
         self._count(self._logits(self.network, x), y)
 
+    @torch.no_grad()
+    def logits(self, images: Array) -> Array:
+        """Return the logits float32 (N, K, *S) of the network for images (N, C, *S), without training."""
+        self.network.eval()
+        x = torch.as_tensor(images).to(self.device)
+        return np.asarray(self._logits(self.network, x).float().cpu())
+
+    def add_confusion(self, counts: NDArray[np.int64]) -> None:
+        """Add the number of pixels (K, K), by true and predicted class, to the confusion matrix of this process."""
+        self.confusion += torch.from_numpy(counts).to(self.device)
+
     def pop_confusion(self) -> NDArray[np.int64]:
         """Return the confusion matrix of all devices since the last call, and set it to 0.
 
