@@ -154,10 +154,11 @@ def crop(array: NDArray[Any], corner: Sequence[int], size: Sequence[int], value:
     """
     leading_axes = array.shape[: array.ndim - len(size)]
     patch: NDArray[Any] = np.full((*leading_axes, *size), value, array.dtype)
-    sources, targets = [], []
+    sources: list[Any] = [...]
+    targets: list[Any] = [...]
     for start, side, length in zip(corner, size, array.shape[len(leading_axes) :], strict=True):
         first, end = max(start, 0), min(start + side, length)
         sources.append(slice(first, end))
         targets.append(slice(first - start, end - start))
-    patch[(..., *targets)] = array[(..., *sources)]
+    patch[tuple(targets)] = array[tuple(sources)]
     return patch
