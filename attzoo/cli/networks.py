@@ -13,7 +13,7 @@ from ..contract import choice, short_repr
 from ..data import parse_labels
 from ..train.data import NORMALISATIONS
 from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
-from .shared import Backend, backend_option, parse_integers, print_path
+from .shared import Backend, backend_option, parse_integers, parse_numbers, print_path
 
 
 def _one_of(words: tuple[str, ...], subject: str, note: str = "") -> Any:
@@ -38,6 +38,10 @@ def train(
         typer.Option(
             metavar="[D,]H,W", help="Size to resize images to. Default: not resized; 64 per axis for phantoms."
         ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Spacing in mm to resample NIfTI volumes to. Default: not resampled."),
     ] = None,
     patch_size: Annotated[
         str | None,
@@ -142,7 +146,7 @@ def train(
     given_settings: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
         "size": parse_integers("size", size), "patch_size": parse_integers("patch-size", patch_size),
-        "patches": patches, "foreground": foreground, "classes": classes,
+        "spacing": parse_numbers("spacing", spacing), "patches": patches, "foreground": foreground, "classes": classes,
         "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
         "normalise": normalise, "flip": flip, "variant": variant, "channels": parse_integers("channels", channels),
         "loss": loss, "optimizer": optimizer, "rate": rate, "momentum": momentum, "decay": decay,

@@ -129,6 +129,8 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
     network = open_network(model, backend=backend, size=parse_integers("size", size, none="own"), normalise=normalise)
     preparation, options = network.preparation, {"--size": size, "--normalise": normalise}
     resizing = f"resized to {plotting.size_text(preparation.size)}" if preparation.size else "not resized"
+    if preparation.spacing:
+        resizing = f"resampled to a spacing of {' x '.join(f'{side:.4g}' for side in preparation.spacing)} mm"
     summary = f"images are {resizing}, normalisation is {preparation.normalise}"
     given_options = [name for name, value in options.items() if value is not None]
     if network.settings is not None or len(given_options) == len(options):

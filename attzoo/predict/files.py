@@ -86,7 +86,7 @@ def predict_files(
         on_progress(finished_count, len(sources))
         with _collecting(failures, path):
             image = network.preparation.read(path)
-            mask = segment(network, image, window=window, overlap=overlap, batch=batch)
+            mask = segment(network, image, window=window, overlap=overlap, batch=batch, spacing=spacings[path])
             contents = [_encode_mask(mask, path)]
             if overlays:
                 contents.append(picture.draw(image, mask, path.name, spacings[path]))
@@ -152,8 +152,9 @@ def _check_file(network: Network, path: Path) -> tuple[float, ...]:
     network.check_scale(metadata.image_dtype, str(path))
     with adding_path(path):
         network.preparation.check_bits(metadata)
-    geometry = read_geometry(path)
-    return geometry.spacing if geometry else ()
+        spacing = geometry.spacing if (geometry := read_geometry(path)) else ()
+        network.preparation.size_of(metadata.image_shape[1:], spacing)   # raises if it needs a spacing
+    return spacing
 
 
 def _unsupported(source: Path) -> dict[Path, Exception]:
@@ -258,7 +259,7 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     spacing = _check_file(network, source)
     image = network.preparation.read(source)
     with adding_path(source):
-        x = network.preparation(image)[None]
+        x = network.preparation(image, spacing)[None]
     with maps.attention_maps(network.model) as coefficients:
         network(x)
     written = [out / f"{name}.png", *(folder / f"{file_name}.npy" for file_name in _safe_names(coefficients))]

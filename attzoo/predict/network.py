@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -92,14 +92,14 @@ def open_network(
 ) -> Network:
     """Load a network that `attzoo.save` or `attzoo train` wrote; return it, on a GPU if the framework has one.
 
-    The defaults of `size` and `normalise`, and the size of patches, are read from settings.json in the folder of the
-    file, unless both are given. Without that file, images are not resized, have the default normalisation of
-    `Preparation`, which may differ from the training's, and are predicted as a whole.
+    The defaults of `size` and `normalise`, the spacing and the size of patches are read from settings.json in the
+    folder of the file, unless `size` and `normalise` are given. Without that file, images are not resized, have the
+    default normalisation of `Preparation`, which may differ from the training's, and are predicted as a whole.
 
     Args:
         path: the file.
         backend: "torch" or "keras".
-        size: the spatial size that images are resized to; empty for no resizing.
+        size: the spatial size that images are resized to; empty for no resizing, nor resampling to a spacing.
         normalise: "zscore", "unit" or "none", as in `Preparation`.
 
     Raises:
@@ -118,8 +118,9 @@ def open_network(
     settings = settings_path if (size is None or normalise is None) and settings_path.exists() else None
     dims = model.spec.spatial_dims
     trained = _read_settings(settings, dims) if settings else _Trained(Preparation())
-    size = trained.preparation.size if size is None else _check_size(size, dims)
-    preparation = Preparation(size, normalise or trained.preparation.normalise)
+    preparation = replace(trained.preparation, normalise=normalise or trained.preparation.normalise)
+    if size is not None:
+        preparation = replace(preparation, size=_check_size(size, dims), spacing=None)
     dtypes = trained.dtypes if preparation.normalise == trained.preparation.normalise else ()
     return Network(adapter(backend).place(model), preparation, settings, dtypes, trained.patch_size)
 
@@ -196,7 +197,10 @@ def _parse_settings(settings: Any, dims: int) -> _Trained:
     for name, size in sizes.items():
         if prod(size or ()) > MAX_SIZE:
             raise ValueError(f"{name} must be at most {MAX_SIZE} pixels in all, got {contract.short_repr(size)}")
-    preparation = Preparation(sizes["size"], Preparation.normalise if normalise is None else normalise)
+    spacing = settings.get("spacing")
+    if spacing is not None and len(spacing) != dims:
+        raise ValueError(f"spacing must be {dims} numbers, one per spatial axis, got {contract.short_repr(spacing)}")
+    preparation = Preparation(sizes["size"], Preparation.normalise if normalise is None else normalise, spacing)
     dtypes = tuple(np.dtype(str(name)).name for name in settings.get(DTYPES, ()))
     return _Trained(preparation, dtypes, sizes["patch_size"])
 
@@ -211,6 +215,7 @@ def predict(
     window: Sequence[int] | None = None,
     overlap: float | None = None,
     batch: int | None = None,
+    spacing: Sequence[float] = (),
 ) -> Array:
     """Return the probability of each class in each pixel of an image, (K, *S).
 
@@ -223,6 +228,8 @@ def predict(
             image at once, and so does an empty size.
         overlap: the fraction of a window that the next one overlaps, in [0, 1). Default: 0.5. Only with `window`.
         batch: the number of windows in a batch, >= 1. Default: 4. Only with `window`.
+        spacing: the distance between the voxels along each axis, in millimetres. Only for a network whose preparation
+            resamples to a spacing.
 
     Returns:
         (K, *S), the probabilities. For K = 1 those of class 1.
@@ -232,7 +239,7 @@ def predict(
         ValueError: if the network does not take the image, if values of the image are masked, if an option is invalid
             or has no effect, or if the outputs of the network are not finite.
     """
-    logits = _outputs(network, image, window, overlap, batch)
+    logits = _outputs(network, image, window, overlap, batch, spacing)
     if network.spec.head == "sigmoid":   # the network has already applied the sigmoid
         return logits
     return ops.sigmoid(logits) if len(logits) == 1 else _softmax(logits)
@@ -245,12 +252,13 @@ def segment(
     window: Sequence[int] | None = None,
     overlap: float | None = None,
     batch: int | None = None,
+    spacing: Sequence[float] = (),
 ) -> NDArray[Any]:
     """Return the class of each pixel of an image, (*S).
 
     The result is that of `label(predict(...))`, computed in less memory. Arguments and errors are those of `predict`.
     """
-    outputs = _outputs(network, image, window, overlap, batch)
+    outputs = _outputs(network, image, window, overlap, batch, spacing)
     return label(outputs, 0.5 if network.spec.head == "sigmoid" else 0.0)
 
 
@@ -275,7 +283,12 @@ def label(scores: Array, threshold: float = 0.5) -> NDArray[Any]:
 
 
 def _outputs(
-    network: Network, image: NDArray[Any], window: Sequence[int] | None, overlap: float | None, batch: int | None
+    network: Network,
+    image: NDArray[Any],
+    window: Sequence[int] | None,
+    overlap: float | None,
+    batch: int | None,
+    spacing: Sequence[float],
 ) -> Array:
     """Return the network's outputs for an image (C, *S), resized to the size of the image, (K, *S).
 
@@ -284,7 +297,7 @@ def _outputs(
     check_image(image)
     network.check_inputs(image.shape, "the image")
     window, overlap, batch = check_options(network, window, overlap, batch)
-    x = network.preparation(image)[None]
+    x = network.preparation(image, spacing)[None]
     if network.patch_size is None:   # else smaller images are padded, as in training
         window = tuple(min(sides) for sides in zip(window or x.shape[2:], x.shape[2:], strict=True))
     is_whole = window is None or window == x.shape[2:]

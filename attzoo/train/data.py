@@ -94,7 +94,9 @@ class Folder:
         self.labels = labels
         self.classes = _checked_classes(len(labels.values) if labels and classes is None else classes)
         self.seed = contract.integer("seed", seed, 0)
-        infos, self.geometries = describe_pairs(self.pairs)
+        infos, geometries = describe_pairs(self.pairs)
+        self.geometries = [geometry for geometry in geometries if geometry]
+        self.spacings = [geometry.spacing if geometry else () for geometry in geometries]
         images = [(image, info.image_dtype) for (image, _), info in zip(self.pairs, infos, strict=True)]
         for (image, _), info in zip(self.pairs, infos, strict=True):
             with adding_path(image):
@@ -108,6 +110,10 @@ class Folder:
         if size is not None and len(size) != self.spatial_dims:
             axes = f"one for each spatial axis of {pairs[0][0]}"
             raise ValueError(f"size must be {self.spatial_dims} numbers, {axes}, got {size}")
+        self.sizes = []   # of prepared images
+        for (image, _), shape, spacing in zip(self.pairs, self.shapes, self.spacings, strict=True):
+            with adding_path(image):
+                self.sizes.append(self.preparation.size_of(shape[1:], spacing))
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -130,8 +136,8 @@ class Folder:
             got = f"{image.shape[1:]} and {mask.shape}: do not change files while they are in use"
             raise ValueError(f"expected {self.pairs[index][0]} and its mask to keep the size {size}, got {got}")
         with adding_path(self.pairs[index][0]):
-            image = self.preparation(image)
-        return image, self.preparation.mask(mask)
+            image = self.preparation(image, self.spacings[index])
+        return image, self.preparation.mask(mask, self.spacings[index])
 
     def read_mask(self, index: int) -> NDArray[np.int64]:
         """Return the mask (*S), not resized. Raises ValueError, with the path, if a value is not a class."""
@@ -166,12 +172,10 @@ class Folder:
 
     def common_size(self) -> tuple[int, ...]:
         """Return the spatial size of every sample. Raises ValueError, with two paths, if they differ."""
-        if self.preparation.size is not None:
-            return self.preparation.size
-        size = self.shapes[0][1:]
-        for (path, _), shape in zip(self.pairs, self.shapes, strict=True):
-            if shape[1:] != size:
-                got = f"{self.pairs[0][0]} of {size_text(size)} and {path} of {size_text(shape[1:])}"
+        size = self.sizes[0]
+        for (path, _), other_size in zip(self.pairs, self.sizes, strict=True):
+            if other_size != size:
+                got = f"{self.pairs[0][0]} of {size_text(size)} and {path} of {size_text(other_size)}"
                 text = ",".join(map(str, size))
                 fix = f"set --patch-size, such as {text}, to train on random crops of this size and predict in sliding "
                 fix += f"windows; or --size, such as {text}, to resize all to this size; or --batch 1"

@@ -30,7 +30,7 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
         return create_phantoms(settings.phantoms - count), create_phantoms(count, start=settings.phantoms - count)
     assert settings.normalise is not None
     assert settings.flip is not None
-    preparation = Preparation(settings.size, settings.normalise)
+    preparation = Preparation(settings.size, settings.normalise, settings.spacing)
     training_pairs, validation_pairs = find(settings.data, settings.validation, settings.seed)
     options: dict[str, Any] = {"classes": settings.classes, "labels": settings.labels and Labels(settings.labels)}
     training = Folder(training_pairs, preparation, flip=settings.flip, seed=settings.seed, **options)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from math import cos, pi
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .. import contract
 from ..data import IGNORE, Labels
 from ..data.labels import Value
 from .data import NORMALISATIONS
 
+T = TypeVar("T", int, float)
 BACKENDS: Final = ("torch", "keras")
 LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
@@ -47,6 +48,8 @@ class Settings(contract.NamedArguments):
         patches: the number of patches, >= 1, of each image in an epoch; None means 4.
         foreground: the probability, in [0, 1], that a patch is centered on a pixel of a random class except 0, see
             `attzoo.train.patches.random_corner`; None means 1/3.
+        spacing: the distance between voxels along each axis, in millimetres, to which volumes that declare theirs
+            (NIfTI) are resampled; not together with `size`. None does not resample.
         validation: the share of pairs to validate on, in (0, 1), if the folder does not declare it.
         phantoms: the number of phantoms, >= 2; None means 160.
         classes: the number of classes in the folder, 2 to 255; None takes it from the masks.
@@ -89,6 +92,7 @@ class Settings(contract.NamedArguments):
     patch_size: tuple[int, ...] | None = None
     patches: int | None = None
     foreground: float | None = None
+    spacing: tuple[float, ...] | None = None
     validation: float = 0.2
     phantoms: int | None = None
     classes: int | None = None
@@ -117,7 +121,11 @@ class Settings(contract.NamedArguments):
         """Check the settings, and replace None in place by the default where a setting has an effect."""
         self._set_defaults()
         self._check_values()
-        sizes = {name: self._checked_size(name) for name in ("size", "patch_size")}
+        sizes = {name: self._per_axis(name, contract.integers) for name in ("size", "patch_size")}
+        spacing = self._per_axis("spacing", contract.positives)
+        if spacing is not None and sizes["size"] is not None:
+            got = f"size={contract.short_repr(self.size)} and spacing={contract.short_repr(self.spacing)}"
+            raise ValueError(f"expected size or spacing, to which images are resized, got {got}: leave out one of them")
         self._check_numbers()
         labels = None if self.labels is None else Labels(self.labels).values
         if labels and self.classes not in (None, len(labels)):
@@ -125,19 +133,23 @@ class Settings(contract.NamedArguments):
         contract.set_fields(
             self,
             **sizes,
+            spacing=spacing,
             labels=labels,
             channels=None if self.channels is None else contract.integers("channels", self.channels),
             network=MappingProxyType(_network_arguments(self.network)),
         )
 
-    def _checked_size(self, name: str) -> tuple[int, ...] | None:
-        """Return the setting `name`, None or a spatial size. Raise TypeError or ValueError if it is another."""
+    def _per_axis(self, name: str, check: Callable[[str, Any], tuple[T, ...]]) -> tuple[T, ...] | None:
+        """Return the setting `name`: None, or one number per spatial axis. Raise TypeError or ValueError for others.
+
+        check: returns the numbers as a tuple, or raises an error.
+        """
         value = getattr(self, name)
-        size = None if value is None else contract.integers(name, value)
-        if size is not None and len(size) != self.dims:
-            got = f"{contract.short_repr(size)} with dims={self.dims}: change {name} or dims"
+        numbers = None if value is None else check(name, value)
+        if numbers is not None and len(numbers) != self.dims:
+            got = f"{contract.short_repr(numbers)} with dims={self.dims}: change {name} or dims"
             raise ValueError(f"{name} must be {self.dims} numbers, one per spatial axis, got {got}")
-        return size
+        return numbers
 
     def _set_defaults(self) -> None:
         """Replace None by defaults in place. Raises ValueError for a setting without effect."""
@@ -150,6 +162,7 @@ class Settings(contract.NamedArguments):
             "labels": (None, has_data, "with data", "data"),
             "normalise": ("zscore", has_data, "with data", "data"),
             "flip": (True, has_data, "with data", "data"),
+            "spacing": (None, has_data, "with data", "data"),
             "patch_size": (None, has_data, "with data", "data"),
             "patches": (4, has_patches, "with patch_size", "patch_size"),
             "foreground": (1 / 3, has_patches, "with patch_size", "patch_size"),
