@@ -39,6 +39,12 @@ def train(
             metavar="[D,]H,W", help="Size to resize images to. Default: not resized; 64 per axis for phantoms."
         ),
     ] = None,
+    channel_files: Annotated[
+        bool | None,
+        typer.Option(
+            "--channel-files", help="Each channel is a file: NAME_0000.nii.gz, NAME_0001.nii.gz, ... for the mask NAME."
+        ),
+    ] = None,
     spacing: Annotated[
         str | None,
         typer.Option(metavar="A,B,C", help="Spacing in mm to resample NIfTI volumes to. Default: not resampled."),
@@ -146,7 +152,8 @@ def train(
     given_settings: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
         "size": parse_integers("size", size), "patch_size": parse_integers("patch-size", patch_size),
-        "spacing": parse_numbers("spacing", spacing), "patches": patches, "foreground": foreground, "classes": classes,
+        "channel_files": channel_files, "spacing": parse_numbers("spacing", spacing), "patches": patches,
+        "foreground": foreground, "classes": classes,
         "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
         "normalise": normalise, "flip": flip, "variant": variant, "channels": parse_integers("channels", channels),
         "loss": loss, "optimizer": optimizer, "rate": rate, "momentum": momentum, "decay": decay,

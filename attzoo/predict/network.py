@@ -200,7 +200,9 @@ def _parse_settings(settings: Any, dims: int) -> _Trained:
     spacing = settings.get("spacing")
     if spacing is not None and len(spacing) != dims:
         raise ValueError(f"spacing must be {dims} numbers, one per spatial axis, got {contract.short_repr(spacing)}")
-    preparation = Preparation(sizes["size"], Preparation.normalise if normalise is None else normalise, spacing)
+    normalise = Preparation.normalise if normalise is None else normalise
+    channel_files = contract.flag("channel_files", settings.get("channel_files", False))
+    preparation = Preparation(sizes["size"], normalise, spacing, channel_files)
     dtypes = tuple(np.dtype(str(name)).name for name in settings.get(DTYPES, ()))
     return _Trained(preparation, dtypes, sizes["patch_size"])
 

@@ -94,13 +94,10 @@ class Folder:
         self.labels = labels
         self.classes = _checked_classes(len(labels.values) if labels and classes is None else classes)
         self.seed = contract.integer("seed", seed, 0)
-        infos, geometries = describe_pairs(self.pairs)
+        infos, geometries = describe_pairs(self.pairs, self.preparation)
         self.geometries = [geometry for geometry in geometries if geometry]
         self.spacings = [geometry.spacing if geometry else () for geometry in geometries]
         images = [(image, info.image_dtype) for (image, _), info in zip(self.pairs, infos, strict=True)]
-        for (image, _), info in zip(self.pairs, infos, strict=True):
-            with adding_path(image):
-                self.preparation.check_bits(info)
         check_scales(self.preparation, images)
         self.shapes = [info.image_shape for info in infos]
         self.first_image = images[0]
@@ -138,6 +135,10 @@ class Folder:
         with adding_path(self.pairs[index][0]):
             image = self.preparation(image, self.spacings[index])
         return image, self.preparation.mask(mask, self.spacings[index])
+
+    def files(self) -> list[Path]:
+        """Return the files of all images and masks."""
+        return [file for image, mask in self.pairs for file in (*self.preparation.files(image), mask)]
 
     def read_mask(self, index: int) -> NDArray[np.int64]:
         """Return the mask (*S), not resized. Raises ValueError, with the path, if a value is not a class."""

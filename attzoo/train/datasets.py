@@ -30,8 +30,10 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
         return create_phantoms(settings.phantoms - count), create_phantoms(count, start=settings.phantoms - count)
     assert settings.normalise is not None
     assert settings.flip is not None
-    preparation = Preparation(settings.size, settings.normalise, settings.spacing)
-    training_pairs, validation_pairs = find(settings.data, settings.validation, settings.seed)
+    preparation = Preparation(settings.size, settings.normalise, settings.spacing, settings.channel_files)
+    training_pairs, validation_pairs = find(
+        settings.data, settings.validation, settings.seed, settings.channel_files
+    )
     options: dict[str, Any] = {"classes": settings.classes, "labels": settings.labels and Labels(settings.labels)}
     training = Folder(training_pairs, preparation, flip=settings.flip, seed=settings.seed, **options)
     validation = Folder(validation_pairs, preparation, **options)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..data import FileInfo, Geometry, check_same_grid, check_same_map, describe_image, describe_mask, transposes
+from ..data import FileInfo, Geometry, check_same_grid, check_same_map, describe_mask, transposes
 from ..plotting import size_text
 from .files import Pair
 from .preparation import Preparation
@@ -16,7 +16,7 @@ from .preparation import Preparation
 RESIZE: Final = ": resize the mask with nearest-neighbour interpolation, or use the image that it was drawn on"
 
 
-def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry | None]]:
+def describe_pairs(pairs: Sequence[Pair], preparation: Preparation) -> tuple[list[FileInfo], list[Geometry | None]]:
     """Check that images and masks fit, from the headers of their files.
 
     Returns:
@@ -30,7 +30,7 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
     geometries: list[Geometry | None] = []
     first_path = pairs[0][0]
     for image, mask in pairs:
-        image_info, mask_info = describe_image(image), describe_mask(mask)
+        image_info, mask_info = preparation.describe(image), describe_mask(mask)
         image_infos.append(image_info)
         shape, expected = image_info.image_shape, image_infos[0].image_shape
         if len(shape) != len(expected):

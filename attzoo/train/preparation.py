@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
-from ..data import FileInfo, package, read_image
+from ..data import (
+    FileInfo,
+    adding_path,
+    channel_files,
+    describe_channels,
+    describe_image,
+    package,
+    read_channels,
+    read_image,
+)
 from ..data.reading import check_range
 from ..plotting import size_text
 
@@ -37,6 +46,8 @@ class Preparation:
             "none".
         spacing: the distance between voxels along each axis, in millimetres, to resample volumes to, with linear
             interpolation; None keeps the grid of each volume.
+        channel_files: whether each channel of an image is a file of its own, see `attzoo.data.channel_files`. The path
+            of an image is then that of the first file.
 
     Raises:
         TypeError: a size is not an integer, or a spacing not a number.
@@ -46,6 +57,7 @@ class Preparation:
     size: tuple[int, ...] | None = None
     normalise: str = "zscore"
     spacing: tuple[float, ...] | None = None
+    channel_files: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields, and convert `size` to a tuple of int. Raises the errors of the class."""
@@ -102,9 +114,30 @@ class Preparation:
             fix = "save the image with 8 bits, or set --normalise unit"
             raise ValueError(f"expected an image of 8 bits or more for --normalise none, got {got}: {fix}")
 
+    def files(self, path: Path) -> list[Path]:
+        """Return the files of an image: several with `channel_files`, else `path` alone."""
+        return channel_files(path) if self.channel_files else [path]
+
+    def describe(self, path: Path) -> FileInfo:
+        """Return the metadata of an image.
+
+        Raises:
+            ValueError: an image's channels are in files whose dtypes have different scales, as `check_bits`, or as
+                `attzoo.data.describe_image` and `describe_channels`.
+        """
+        infos = [describe_image(file) for file in self.files(path)]
+        for file, info in zip(self.files(path), infos, strict=True):
+            with adding_path(file):
+                self.check_bits(info)
+            if self.scale(info.image_dtype) != self.scale(infos[0].image_dtype):
+                got = f"{path} of {infos[0].image_dtype} and {file} of {info.image_dtype}"
+                fix = "convert all to one dtype, or set --normalise zscore"
+                raise ValueError(f"expected channels of one scale for --normalise {self.normalise}, got {got}: {fix}")
+        return describe_channels(path) if self.channel_files else infos[0]
+
     def read(self, path: Path) -> NDArray[Any]:
         """Return the image (C, *S) in a file: the stored numbers, for "unit" divided by their maximum."""
-        return read_image(path, unit=self.normalise == "unit")
+        return (read_channels if self.channel_files else read_image)(path, unit=self.normalise == "unit")
 
     def __call__(self, image: NDArray[Any], spacing: Sequence[float] = ()) -> Array:
         """Resize and normalise an image.

@@ -50,6 +50,7 @@ class Settings(contract.NamedArguments):
             `attzoo.train.patches.random_corner`; None means 1/3.
         spacing: the distance between voxels along each axis, in millimetres, to which volumes that declare theirs
             (NIfTI) are resampled; not together with `size`. None does not resample.
+        channel_files: whether each channel of an image is a file of its own, see `attzoo.train.files.find`.
         validation: the share of pairs to validate on, in (0, 1), if the folder does not declare it.
         phantoms: the number of phantoms, >= 2; None means 160.
         classes: the number of classes in the folder, 2 to 255; None takes it from the masks.
@@ -93,6 +94,7 @@ class Settings(contract.NamedArguments):
     patches: int | None = None
     foreground: float | None = None
     spacing: tuple[float, ...] | None = None
+    channel_files: bool = False
     validation: float = 0.2
     phantoms: int | None = None
     classes: int | None = None
@@ -207,6 +209,7 @@ class Settings(contract.NamedArguments):
             if name == "foreground" and value > 1:
                 raise ValueError(f"{name} must be at most 1, got {value}")
             contract.set_fields(self, **{name: value})
+        contract.set_fields(self, channel_files=contract.flag("channel_files", self.channel_files))
         if self.flip is not None:
             contract.set_fields(self, flip=contract.flag("flip", self.flip))
         if self.classes is not None and self.classes > IGNORE:
