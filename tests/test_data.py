@@ -387,7 +387,8 @@ def test_error_for_images_of_different_sizes_names_the_options(tmp_path):
         array = np.zeros(size, np.uint8)
         pairs.append(tuple(write_array(tmp_path / folder / f"{name}.png", array) for folder in ("images", "masks")))
     got = r"got .*images.a\.png of 8 x 6 and .*images.b\.png of 8 x 7"
-    fix = "set --size, such as 8,6, to resize all, or --batch 1"
+    fix = "set --patch-size, such as 8,6, to train on random crops of this size and predict in sliding windows; "
+    fix += "or --size, such as 8,6, to resize all to this size; or --batch 1"
     with pytest.raises(ValueError, match=f"^expected images of one size to batch them, {got}: {fix}$"):
         Folder(pairs).common_size()
     assert Folder(pairs, Preparation((4, 5))).common_size() == (4, 5)

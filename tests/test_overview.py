@@ -70,9 +70,12 @@ def test_orientations_and_spacings_of_volumes_are_listed(tmp_path):
             (tmp_path / part).mkdir(exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(array, affine.astype(float)), tmp_path / part / f"{i}.nii.gz")
     lines = overview_lines(Settings(data=str(tmp_path), dims=3), tmp_path)
-    hint = "; a network ignores them: resample all volumes alike if they matter"
-    assert lines[1] == f"axes: RAS in 3, LAS in 1{hint}"
-    assert lines[2] == f"spacing: 1 x 1 x 2 in 3, 1 x 1 x 0.5 in 1{hint}"
+    spacings, fix = "spacing: 1 x 1 x 2 in 3, 1 x 1 x 0.5 in 1", "set --spacing to resample all volumes alike"
+    assert lines[1] == "axes: RAS in 3, LAS in 1; a network ignores them: reorient all volumes alike if they matter"
+    assert lines[2] == f"{spacings}; a network ignores them: {fix} if they matter"
+    lines = overview_lines(Settings(data=str(tmp_path), dims=3, spacing=(1, 1, 2)), tmp_path)
+    assert lines[2] == spacings
+    assert "resampled to a spacing of 1 x 1 x 2 mm" in lines
 
 
 def test_all_dtypes_are_listed(tmp_path):

@@ -836,6 +836,6 @@ def test_the_command_predict_raises_for_wrong_sizes_and_windows(files, tmp_path)
     network, source = files / "colour.safetensors", files / "images"
     with pytest.raises(ValueError, match="--size must be integers separated by commas, or own, got '8x8'"):
         run("predict", network, source, "--out", tmp_path, "--size", "8x8")
-    with pytest.raises(ValueError, match="--window must be integers separated by commas, got 'own'"):
+    with pytest.raises(ValueError, match="--window must be integers separated by commas, or whole, got 'own'"):
         run("predict", network, source, "--out", tmp_path, "--window", "own")
     assert not list(tmp_path.iterdir())

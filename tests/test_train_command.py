@@ -29,6 +29,7 @@ def test_command_passes_its_options_to_train(monkeypatch, tmp_path):
     fake.reset_mock()
     options = (
         "--data {0} --out {0}/out --backend keras --recipe camvid --dims 2 --size 32,48 --classes 5 --validation 0.1 "
+        "--patch-size 16,24 --patches 3 --foreground 0.5 --channel-files "
         "--labels 0,50,100,150,255 "
         "--normalise unit --no-flip --variant keras --channels 4,8 --skip none --block eca "
         "--net initializer=xavier --net dropout=0.1 --net norm=none --loss dice "
@@ -39,7 +40,8 @@ def test_command_passes_its_options_to_train(monkeypatch, tmp_path):
     assert command(*options.format(tmp_path).split()).exit_code == 0
     settings = Settings(
         "keras", data=str(tmp_path.resolve()), size=(32, 48), classes=5, validation=0.1, normalise="unit", flip=False,
-        labels=(0, 50, 100, 150, 255),
+        labels=(0, 50, 100, 150, 255), patch_size=(16, 24), patches=3, foreground=0.5,
+        channel_files=True,
         variant="keras", channels=(4, 8), loss="dice", optimizer="adamw", rate=0.01,
         network={"skip": None, "block": "eca", "initializer": "xavier", "dropout": 0.1, "norm": None},
         decay=0.1, schedule="step", every=3, factor=0.3, epochs=7, batch=2, accumulate=3,

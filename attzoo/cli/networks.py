@@ -13,7 +13,7 @@ from ..contract import choice, short_repr
 from ..data import parse_labels
 from ..train.data import NORMALISATIONS
 from ..train.settings import AUTO, LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
-from .shared import Backend, backend_option, parse_integers, print_path
+from .shared import Backend, backend_option, parse_integers, parse_numbers, print_path
 
 
 def _one_of(words: tuple[str, ...], subject: str, note: str = "") -> Any:
@@ -38,6 +38,31 @@ def train(
         typer.Option(
             metavar="[D,]H,W", help="Size to resize images to. Default: not resized; 64 per axis for phantoms."
         ),
+    ] = None,
+    channel_files: Annotated[
+        bool | None,
+        typer.Option(
+            "--channel-files", help="Each channel is a file: NAME_0000.nii.gz, NAME_0001.nii.gz, ... for the mask NAME."
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Spacing in mm to resample NIfTI volumes to. Default: not resampled."),
+    ] = None,
+    patch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[D,]H,W",
+            help="Train on random crops of this size, and validate and predict in windows of it, so that images may "
+            "have any size. Default: whole images.",
+        ),
+    ] = None,
+    patches: Annotated[
+        int | None, typer.Option(metavar="N", help="Crops of each image in an epoch, with --patch-size.  [4]")
+    ] = None,
+    foreground: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of crops around a pixel of a class other than 0.  [1/3]"),
     ] = None,
     classes: Annotated[
         int | None, typer.Option(metavar="K", help="Number of classes. Default: as many as in the masks.")
@@ -176,7 +201,9 @@ def train(
 
     given_settings: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
-        "size": parse_integers("size", size), "classes": classes,
+        "size": parse_integers("size", size), "patch_size": parse_integers("patch-size", patch_size),
+        "channel_files": channel_files, "spacing": parse_numbers("spacing", spacing), "patches": patches,
+        "foreground": foreground, "classes": classes,
         "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
         "fold": fold, "normalise": normalise, "flip": flip, "augment": augment, "init": init and str(init.resolve()),
         "init_source": init_source, "class_weights": _class_weights(class_weights), "warmup": warmup, "clip": clip,

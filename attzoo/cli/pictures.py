@@ -44,7 +44,12 @@ def predict(
     size: Size = None,
     normalise: Normalise = None,
     window: Annotated[
-        str | None, typer.Option(metavar="[D,]H,W", help="Size of windows for larger images. Default: whole images.")
+        str | None,
+        typer.Option(
+            metavar="[D,]H,W",
+            help="Size of windows for larger images; `whole` for no windows. Default: the --patch-size of the "
+            "training, if it had one, else whole images.",
+        ),
     ] = None,
     overlap: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Fraction of a window that the next one overlaps.  [0.5]")
@@ -66,6 +71,8 @@ def predict(
     from ..predict import Unfinished, predict_files
 
     network = _opened(model, backend, size, normalise)
+    if network.patch_size and window is None:
+        typer.echo(f"windows are {plotting.size_text(network.patch_size)}, by {network.settings}", err=True)
     if source.is_dir() and (ignored := ignored_files(source)):
         typer.echo(f"ignored, not images: {shorten(ignored)}", err=True)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -78,7 +85,7 @@ def predict(
                 network,
                 source,
                 out,
-                window=parse_integers("window", window),
+                window=parse_integers("window", window, none="whole"),
                 overlap=overlap,
                 batch=batch,
                 overlays=overlays,
@@ -122,6 +129,8 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
     network = open_network(model, backend=backend, size=parse_integers("size", size, none="own"), normalise=normalise)
     preparation, options = network.preparation, {"--size": size, "--normalise": normalise}
     resizing = f"resized to {plotting.size_text(preparation.size)}" if preparation.size else "not resized"
+    if preparation.spacing:
+        resizing = f"resampled to a spacing of {' x '.join(f'{side:.4g}' for side in preparation.spacing)} mm"
     summary = f"images are {resizing}, normalisation is {preparation.normalise}"
     given_options = [name for name, value in options.items() if value is not None]
     if network.settings is not None or len(given_options) == len(options):

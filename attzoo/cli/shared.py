@@ -99,6 +99,22 @@ def parse_integers(name: str, text: str | None, none: str | None = None) -> list
         raise ValueError(f"--{name} must be integers separated by commas{none_text}, got {short_repr(text)}") from None
 
 
+def parse_numbers(name: str, text: str | None) -> list[float] | None:
+    """Return the numbers of a comma-separated text, or None for None.
+
+    Args:
+        name: the name of the option without "--", for the error.
+        text: the value of the option, such as "1,1,2.5".
+
+    Raises:
+        ValueError: `text` is not numbers with commas.
+    """
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} must be numbers separated by commas, got {short_repr(text)}") from None
+
+
 def one_line(err: Exception) -> str:
     """Return the text of an error on one line, without colours, or its class name if it has no text."""
     if isinstance(err, OSError) and err.filename and err.strerror:

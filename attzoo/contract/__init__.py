@@ -33,6 +33,7 @@ from .checks import integers as integers
 from .checks import number as number
 from .checks import odd as odd
 from .checks import positive as positive
+from .checks import positives as positives
 from .checks import short_repr as short_repr
 from .checks import shorten as shorten
 from .environment import is_older as is_older

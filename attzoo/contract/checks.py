@@ -79,6 +79,13 @@ def positive(name: str, value: Any) -> float:
     return result
 
 
+def positives(name: str, values: Any) -> tuple[float, ...]:
+    """Return finite numbers > 0 as a tuple of float. Raise TypeError for other types, and the errors of `positive`."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of numbers, got {short_repr(values)}")
+    return tuple(positive(name, value) for value in values)
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False as bool. Raise TypeError for other types."""
     if not isinstance(value, (bool, np.bool_)):

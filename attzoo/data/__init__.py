@@ -8,6 +8,7 @@ Words of this package: a picture is a file of one 2-d image, such as PNG; a volu
 the input of a network from either; samples are the numbers that a file stores.
 """
 
+from .channels import channel_files, describe_channels, first_files, read_channels
 from .extra import package
 from .grids import check_same_grid, check_same_map
 from .labels import IGNORE, Labels, parse_labels
@@ -24,14 +25,18 @@ __all__ = [
     "Labels",
     "FileInfo",
     "adding_path",
+    "channel_files",
     "check_same_grid",
     "check_same_map",
+    "describe_channels",
     "describe_image",
     "describe_mask",
     "ending",
+    "first_files",
     "has_known_ending",
     "package",
     "parse_labels",
+    "read_channels",
     "read_geometry",
     "read_image",
     "read_mask",

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from .. import maps
 from ..contract import Array, is_out_of_memory, shorten
-from ..data import VOLUMES, adding_path, describe_image, ending, package, read_geometry, unsupported_format, write_mask
+from ..data import VOLUMES, adding_path, ending, first_files, package, read_geometry, unsupported_format, write_mask
+from ..data.channels import FIRST
 from ..files import usable_folder
 from ..train.files import ignored_files, paths_by_name
 from . import picture
@@ -72,10 +73,11 @@ def predict_files(
     if overlays:
         package("matplotlib")   # raises before the prediction if it is not installed
     check_options(network, window, overlap, batch)
-    sources, out = _sources(Path(source)), Path(out)
+    sources, out = _sources(network, Path(source)), Path(out)
     for folder in (MASKS, OVERLAYS) if overlays else (MASKS,):
         usable_folder(out / folder)
-    output = Output(out, sources.values(), overwrite)
+    inputs = [file for path in sources.values() for file in network.preparation.files(path)]
+    output = Output(out, inputs, overwrite)
     spacings, failures = _check_files(network, sources.values())
     failures |= _unsupported(Path(source))
     targets = {path: _targets(out, name, path, overlays) for name, path in sources.items() if path in spacings}
@@ -86,7 +88,7 @@ def predict_files(
         on_progress(finished_count, len(sources))
         with _collecting(failures, path):
             image = network.preparation.read(path)
-            mask = segment(network, image, window=window, overlap=overlap, batch=batch)
+            mask = segment(network, image, window=window, overlap=overlap, batch=batch, spacing=spacings[path])
             contents = [_encode_mask(mask, path)]
             if overlays:
                 contents.append(picture.draw(image, mask, path.name, spacings[path]))
@@ -147,13 +149,13 @@ def _check_file(network: Network, path: Path) -> tuple[float, ...]:
         ValueError: if the file cannot be read, or has other channels, axes or range of values than the network takes.
             The message names the file.
     """
-    metadata = describe_image(path)
+    metadata = network.preparation.describe(path)
     network.check_inputs(metadata.image_shape, str(path))
     network.check_scale(metadata.image_dtype, str(path))
     with adding_path(path):
-        network.preparation.check_bits(metadata)
-    geometry = read_geometry(path)
-    return geometry.spacing if geometry else ()
+        spacing = geometry.spacing if (geometry := read_geometry(path)) else ()
+        network.preparation.size_of(metadata.image_shape[1:], spacing)   # raises if it needs a spacing
+    return spacing
 
 
 def _unsupported(source: Path) -> dict[Path, Exception]:
@@ -254,11 +256,11 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
         absent = f"no file {source}: give an existing path"
         got = f"the folder {source}: give one of its files" if source.is_dir() else absent
         raise FileNotFoundError(f"expected one image or volume, got {got}")
-    output = Output(out, [source], overwrite)
+    output = Output(out, network.preparation.files(source), overwrite)
     spacing = _check_file(network, source)
     image = network.preparation.read(source)
     with adding_path(source):
-        x = network.preparation(image)[None]
+        x = network.preparation(image, spacing)[None]
     with maps.attention_maps(network.model) as coefficients:
         network(x)
     written = [out / f"{name}.png", *(folder / f"{file_name}.npy" for file_name in _safe_names(coefficients))]
@@ -274,19 +276,23 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     return written
 
 
-def _sources(source: Path) -> dict[str, Path]:
+def _sources(network: Network, source: Path) -> dict[str, Path]:
     """Return the input files, by name without ending: a file `source`, or the files in a folder `source`.
+
+    If each channel of an image is a file of its own, return the first of them, by the name of the image.
 
     Raises:
         FileNotFoundError: if `source` does not exist.
         ValueError: as `paths_by_name`.
     """
     if source.is_dir():
-        return paths_by_name(source)
+        paths = paths_by_name(source)
+        return first_files(paths) if network.preparation.channel_files else paths
     if not source.exists():
         got = f"no file or folder {source}: give an existing path"
         raise FileNotFoundError(f"expected an image, a volume or a folder of these, got {got}")
-    return {_stem(source): source}
+    name = _stem(source)
+    return {name.removesuffix(FIRST) if network.preparation.channel_files else name: source}
 
 
 def _stem(path: Path) -> str:

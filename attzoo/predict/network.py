@@ -1,13 +1,13 @@
 """Load a network from a file, and predict probabilities and classes.
 
-The framework runs the network, MONAI blends the outputs of overlapping windows, and NumPy does the rest.
+The framework runs the network, `train.windows` blends the outputs of overlapping windows, and NumPy does the rest.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from .. import contract, portable, registry
 from ..adapters import adapter, backend_of
 from ..contract import Array
-from ..data import package
 from ..files import open_regular
 from ..ops import numpy as ops
 from ..train.best import NAME as BEST
 from ..train.preparation import Preparation, check_image
 from ..train.state import DTYPES, SETTINGS
+from ..train.windows import predict_windows
 
 MAX_SETTINGS: Final = 2**20   # largest number of bytes of a settings file
 MAX_SIZE: Final = 2**28       # largest number of pixels of a resized image, if the size is from a settings file
@@ -39,12 +39,15 @@ class Network:
         settings: the settings file of the training run from which the size or the normalisation was read; None if
             neither was.
         dtypes: the dtypes of the images that the model was trained on; empty if they are unknown.
+        patch_size: the spatial size of the patches that the model was trained on, the default of the windows in which
+            images are predicted; None if it was trained on whole images or this is unknown.
     """
 
     model: Any
     preparation: Preparation
     settings: Path | None = None
     dtypes: tuple[str, ...] = ()
+    patch_size: tuple[int, ...] | None = None
 
     @property
     def spec(self) -> Any:
@@ -89,13 +92,14 @@ def open_network(
 ) -> Network:
     """Load a network that `attzoo.save` or `attzoo train` wrote; return it, on a GPU if the framework has one.
 
-    The defaults of `size` and `normalise` are read from settings.json in the folder of the file. Without that file,
-    images are not resized and have the default normalisation of `Preparation`, which may differ from the training's.
+    The defaults of `size` and `normalise`, the spacing and the size of patches are read from settings.json in the
+    folder of the file, unless `size` and `normalise` are given. Without that file, images are not resized, have the
+    default normalisation of `Preparation`, which may differ from the training's, and are predicted as a whole.
 
     Args:
         path: the file.
         backend: "torch" or "keras".
-        size: the spatial size that images are resized to; empty for no resizing.
+        size: the spatial size that images are resized to; empty for no resizing, nor resampling to a spacing.
         normalise: "zscore", "unit" or "none", as in `Preparation`.
 
     Raises:
@@ -113,35 +117,48 @@ def open_network(
     settings_path = path.parent / SETTINGS
     settings = settings_path if (size is None or normalise is None) and settings_path.exists() else None
     dims = model.spec.spatial_dims
-    trained_preparation, dtypes = _read_settings(settings, dims) if settings else (Preparation(), ())
-    size = trained_preparation.size if size is None else _check_size(size, dims)
-    preparation = Preparation(size, normalise or trained_preparation.normalise)
-    is_same_scale = preparation.normalise == trained_preparation.normalise
-    return Network(adapter(backend).place(model), preparation, settings, dtypes if is_same_scale else ())
+    trained = _read_settings(settings, dims) if settings else _Trained(Preparation())
+    preparation = replace(trained.preparation, normalise=normalise or trained.preparation.normalise)
+    if size is not None:
+        preparation = replace(preparation, size=_check_size(size, dims), spacing=None)
+    dtypes = trained.dtypes if preparation.normalise == trained.preparation.normalise else ()
+    return Network(adapter(backend).place(model), preparation, settings, dtypes, trained.patch_size)
 
 
-def _check_size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
-    """Return the size that images are resized to as a tuple, or None if `size` is None or empty.
+@dataclass(frozen=True)
+class _Trained:
+    """The images that a network was trained on.
+
+    Attributes:
+        preparation: their resizing and normalisation.
+        dtypes: the names of their dtypes.
+        patch_size: the spatial size of the patches of the images; None for whole images.
+    """
+
+    preparation: Preparation
+    dtypes: tuple[str, ...] = ()
+    patch_size: tuple[int, ...] | None = None
+
+
+def _check_size(size: Sequence[int] | None, dims: int, name: str = "size") -> tuple[int, ...] | None:
+    """Return a spatial size as a tuple, or None if `size` is None or empty. `name` is its name in errors.
 
     Raises:
         TypeError: if the size is not a sequence of integers.
         ValueError: if a number is less than 1, or the size has not one number for each of `dims` spatial axes.
     """
-    size = None if size is None else contract.integers("size", size)
+    size = None if size is None else contract.integers(name, size)
     if size and len(size) != dims:
-        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.short_repr(size)}")
+        raise ValueError(f"{name} must be {dims} numbers, one per spatial axis, got {contract.short_repr(size)}")
     return size or None
 
 
-def _read_settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]:
-    """Read a settings file of a training run.
+def _read_settings(path: Path, dims: int) -> _Trained:
+    """Read a settings file of a training run, and return what it says about the images.
 
     Args:
         path: the file.
         dims: the number of spatial axes of the network.
-
-    Returns:
-        The preparation (resizing and normalisation) of the training images, and the names of their dtypes.
 
     Raises:
         ValueError: if the content is invalid. The message names the file.
@@ -159,8 +176,8 @@ def _read_settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]
         raise ValueError(f"expected the settings of a training run in {path}, or no such file: {got}; {fix}") from err
 
 
-def _parse_settings(settings: Any, dims: int) -> tuple[Preparation, tuple[str, ...]]:
-    """Return the preparation and the dtypes in a settings file, from its decoded JSON.
+def _parse_settings(settings: Any, dims: int) -> _Trained:
+    """Return what a settings file says about the images, from its decoded JSON.
 
     Args:
         settings: the decoded JSON.
@@ -174,12 +191,20 @@ def _parse_settings(settings: Any, dims: int) -> tuple[Preparation, tuple[str, .
         raise TypeError(f"got {str(settings)[:100]}")
     if missing := [name for name in ("backend", "size", "normalise") if name not in settings]:
         raise ValueError(f"got no {', '.join(missing)}")
-    size = _check_size(None if settings["size"] is None else tuple(settings["size"]), dims)
+    sizes = {name: settings.get(name) for name in ("size", "patch_size")}
+    sizes = {name: _check_size(size if size is None else tuple(size), dims, name) for name, size in sizes.items()}
     normalise = settings["normalise"]
-    preparation = Preparation(size, Preparation.normalise if normalise is None else normalise)
-    if prod(size or ()) > MAX_SIZE:
-        raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.short_repr(size)}")
-    return preparation, tuple(np.dtype(str(name)).name for name in settings.get(DTYPES, ()))
+    for name, size in sizes.items():
+        if prod(size or ()) > MAX_SIZE:
+            raise ValueError(f"{name} must be at most {MAX_SIZE} pixels in all, got {contract.short_repr(size)}")
+    spacing = settings.get("spacing")
+    if spacing is not None and len(spacing) != dims:
+        raise ValueError(f"spacing must be {dims} numbers, one per spatial axis, got {contract.short_repr(spacing)}")
+    normalise = Preparation.normalise if normalise is None else normalise
+    channel_files = contract.flag("channel_files", settings.get("channel_files", False))
+    preparation = Preparation(sizes["size"], normalise, spacing, channel_files)
+    dtypes = tuple(np.dtype(str(name)).name for name in settings.get(DTYPES, ()))
+    return _Trained(preparation, dtypes, sizes["patch_size"])
 
 
 # ---- predictions -----------------------------------------------------------------------------------
@@ -192,6 +217,7 @@ def predict(
     window: Sequence[int] | None = None,
     overlap: float | None = None,
     batch: int | None = None,
+    spacing: Sequence[float] = (),
 ) -> Array:
     """Return the probability of each class in each pixel of an image, (K, *S).
 
@@ -199,9 +225,13 @@ def predict(
         network: the network, from `open_network`.
         image: (C, *S), as read from a file; it is resized and normalised here.
         window: the spatial size of a window, in pixels of the resized image. Larger images are predicted in
-            overlapping windows, which are blended with Gaussian weights. None predicts the whole image at once.
+            overlapping windows, which are blended with Gaussian weights. None means the size of the patches in
+            training, to which smaller images are padded; a network that was trained on whole images predicts the whole
+            image at once, and so does an empty size.
         overlap: the fraction of a window that the next one overlaps, in [0, 1). Default: 0.5. Only with `window`.
         batch: the number of windows in a batch, >= 1. Default: 4. Only with `window`.
+        spacing: the distance between the voxels along each axis, in millimetres. Only for a network whose preparation
+            resamples to a spacing.
 
     Returns:
         (K, *S), the probabilities. For K = 1 those of class 1.
@@ -211,7 +241,7 @@ def predict(
         ValueError: if the network does not take the image, if values of the image are masked, if an option is invalid
             or has no effect, or if the outputs of the network are not finite.
     """
-    logits = _outputs(network, image, window, overlap, batch)
+    logits = _outputs(network, image, window, overlap, batch, spacing)
     if network.spec.head == "sigmoid":   # the network has already applied the sigmoid
         return logits
     return ops.sigmoid(logits) if len(logits) == 1 else _softmax(logits)
@@ -224,12 +254,13 @@ def segment(
     window: Sequence[int] | None = None,
     overlap: float | None = None,
     batch: int | None = None,
+    spacing: Sequence[float] = (),
 ) -> NDArray[Any]:
     """Return the class of each pixel of an image, (*S).
 
     The result is that of `label(predict(...))`, computed in less memory. Arguments and errors are those of `predict`.
     """
-    outputs = _outputs(network, image, window, overlap, batch)
+    outputs = _outputs(network, image, window, overlap, batch, spacing)
     return label(outputs, 0.5 if network.spec.head == "sigmoid" else 0.0)
 
 
@@ -254,7 +285,12 @@ def label(scores: Array, threshold: float = 0.5) -> NDArray[Any]:
 
 
 def _outputs(
-    network: Network, image: NDArray[Any], window: Sequence[int] | None, overlap: float | None, batch: int | None
+    network: Network,
+    image: NDArray[Any],
+    window: Sequence[int] | None,
+    overlap: float | None,
+    batch: int | None,
+    spacing: Sequence[float],
 ) -> Array:
     """Return the network's outputs for an image (C, *S), resized to the size of the image, (K, *S).
 
@@ -263,9 +299,11 @@ def _outputs(
     check_image(image)
     network.check_inputs(image.shape, "the image")
     window, overlap, batch = check_options(network, window, overlap, batch)
-    x = network.preparation(image)[None]
-    window = tuple(min(sides) for sides in zip(window or x.shape[2:], x.shape[2:], strict=True))
-    y = network(x) if window == x.shape[2:] else _predict_windows(network, x, window, overlap, batch)
+    x = network.preparation(image, spacing)[None]
+    if network.patch_size is None:   # else smaller images are padded, as in training
+        window = tuple(min(sides) for sides in zip(window or x.shape[2:], x.shape[2:], strict=True))
+    is_whole = window is None or window == x.shape[2:]
+    y = network(x) if is_whole else predict_windows(network, x, window or (), overlap, batch)
     if not np.isfinite(y).all():
         fix = "check the image for extreme values, or train again with a lower --rate if the training diverged"
         raise ValueError(f"expected finite outputs of the network, got NaN or infinity: {fix}")
@@ -282,11 +320,15 @@ def check_options(
 ) -> tuple[tuple[int, ...] | None, float, int]:
     """Check the options of `predict` for a network; return window, overlap and batch, with defaults in place of None.
 
+    The window None stands for the whole image.
+
     Raises:
         TypeError: if an option has another type.
         ValueError: if an option is invalid, or has no effect.
     """
     dims, size = network.spec.spatial_dims, network.preparation.size
+    is_default, is_whole = window is None, isinstance(window, (tuple, list)) and not window
+    window = None if is_whole else network.patch_size if is_default else window
     for name, value in {"overlap": overlap, "batch": batch}.items():
         if window is None and value is not None:
             fix = f"set window too, or leave {name} out"
@@ -300,28 +342,10 @@ def check_options(
     window = contract.integers("window", window)
     if len(window) != dims:
         raise ValueError(f"window must be {dims} numbers, one per spatial axis, got {window}")
-    if size and all(w >= s for w, s in zip(window, size, strict=True)):
+    if size and not is_default and all(w >= s for w, s in zip(window, size, strict=True)):
         fix = "give a smaller window, or leave it out"
         raise ValueError(f"window must be less than {size}, which images are resized to, got {window}: {fix}")
     return window, overlap, batch
-
-
-def _predict_windows(network: Network, x: Array, window: Sequence[int], overlap: float, batch: int) -> Array:
-    """Return the network's outputs (N, K, *S) for prepared images x (N, C, *S), blended from overlapping windows.
-
-    batch: the number of windows that are computed at once.
-    """
-    contract.triton_first()   # MONAI may import TensorFlow
-    torch, inferers = package("torch"), package("monai.inferers")
-    y = inferers.sliding_window_inference(
-        torch.from_numpy(x),
-        window,
-        batch,
-        lambda windows: torch.from_numpy(network(windows.numpy())),
-        overlap=overlap,
-        mode="gaussian",
-    )
-    return np.asarray(y)
 
 
 def _softmax(logits: Array) -> Array:

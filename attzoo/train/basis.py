@@ -68,7 +68,7 @@ def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:
         if isinstance(dataset, Folder):
             names = json.dumps([to_nfc(image.name) for image, _ in dataset.pairs])
             conditions[f"images for {purpose}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
-            for path in (path for pair in dataset.pairs for path in pair):
+            for path in dataset.files():
                 name = f"{path.parent.name}/{path.name}"
                 files[name if to_nfc(name) in files else to_nfc(name)] = path
     return Basis(conditions, files, {name: digest_or_none(path) or "" for name, path in files.items()})

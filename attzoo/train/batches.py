@@ -38,11 +38,12 @@ class Batches:
         rank: the number of this process, from 0.
         world_size: the number of processes.
         epoch: the epoch of the keys, from 0; set it before iterating.
+        group: the number of consecutive samples that stay together when shuffled; it divides `count`.
 
     Raises:
         TypeError: a number is not an integer.
-        ValueError: a number is too small, `rank` is too large, `world_size` does not divide `batch`, or with
-            `drop_last` there are fewer samples than one batch holds.
+        ValueError: a number is too small, `rank` is too large, `world_size` does not divide `batch`, `group` does not
+            divide `count`, or with `drop_last` there are fewer samples than one batch holds.
     """
 
     count: int
@@ -53,11 +54,14 @@ class Batches:
     rank: int = 0
     world_size: int = 1
     epoch: int = 0
+    group: int = 1
 
     def __post_init__(self) -> None:
         """Check the fields. Raises the errors of the class."""
         for name, minimum in (("count", 1), ("batch", 1), ("seed", 0), ("rank", 0), ("world_size", 1), ("epoch", 0)):
             contract.integer(name, getattr(self, name), minimum)
+        if self.count % contract.integer("group", self.group, 1):
+            raise ValueError(f"count must be a multiple of group={self.group}, got {self.count}")
         if self.rank >= self.world_size:
             raise ValueError(f"rank must be less than world_size, got rank={self.rank}, world_size={self.world_size}")
         if self.batch % self.world_size:
@@ -69,10 +73,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield, for each batch, the list of keys (epoch, index) that this process loads."""
-        order = np.arange(self.count)
+        order = np.arange(self.count // self.group)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        keys = [(self.epoch, int(index)) for index in order]
+        indices = (order[:, None] * self.group + np.arange(self.group)).ravel()
+        keys = [(self.epoch, int(index)) for index in indices]
         for first_index in range(0, self._used(), self.batch):
             if share := keys[first_index : first_index + self.batch][self.rank :: self.world_size]:
                 yield share

@@ -96,11 +96,10 @@ class Folder:
         self.labels = labels
         self.classes = _checked_classes(len(labels.values) if labels and classes is None else classes)
         self.seed = contract.integer("seed", seed, 0)
-        infos, self.geometries = describe_pairs(self.pairs)
+        infos, geometries = describe_pairs(self.pairs, self.preparation)
+        self.geometries = [geometry for geometry in geometries if geometry]
+        self.spacings = [geometry.spacing if geometry else () for geometry in geometries]
         images = [(image, info.image_dtype) for (image, _), info in zip(self.pairs, infos, strict=True)]
-        for (image, _), info in zip(self.pairs, infos, strict=True):
-            with adding_path(image):
-                self.preparation.check_bits(info)
         check_scales(self.preparation, images)
         self.shapes = [info.image_shape for info in infos]
         self.first_image = images[0]
@@ -110,6 +109,10 @@ class Folder:
         if size is not None and len(size) != self.spatial_dims:
             axes = f"one for each spatial axis of {pairs[0][0]}"
             raise ValueError(f"size must be {self.spatial_dims} numbers, {axes}, got {size}")
+        self.sizes = []   # of prepared images
+        for (image, _), shape, spacing in zip(self.pairs, self.shapes, self.spacings, strict=True):
+            with adding_path(image):
+                self.sizes.append(self.preparation.size_of(shape[1:], spacing))
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -121,19 +124,23 @@ class Folder:
         Raises OSError or ValueError if a file cannot be read or has another size than before, and ValueError if a value
         of the mask is not a class.
         """
-        epoch, index = key
+        image, mask = self.prepared(key[1])
+        return self.changed(image, mask, key)
+
+    def prepared(self, index: int) -> Sample:
+        """Return an image and its mask, resized and normalised. Raises the errors of `__getitem__`."""
         image, mask = self.preparation.read(self.pairs[index][0]), self.read_mask(index)
         size = self.shapes[index][1:]
         if not image.shape[1:] == mask.shape == size:   # the files changed
             got = f"{image.shape[1:]} and {mask.shape}: do not change files while they are in use"
             raise ValueError(f"expected {self.pairs[index][0]} and its mask to keep the size {size}, got {got}")
         with adding_path(self.pairs[index][0]):
-            image = self.preparation(image)
-        mask = self.preparation.mask(mask)
-        if not (self.flip or self.augment):
-            return image, mask
-        changes = random_changes(self.spatial_dims, self.flip, self.augment)
-        return change(changes, image, mask, (self.seed, epoch, index))
+            image = self.preparation(image, self.spacings[index])
+        return image, self.preparation.mask(mask, self.spacings[index])
+
+    def files(self) -> list[Path]:
+        """Return the files of all images and masks."""
+        return [file for image, mask in self.pairs for file in (*self.preparation.files(image), mask)]
 
     def read_mask(self, index: int) -> NDArray[np.int64]:
         """Return the mask (*S), not resized. Raises ValueError, with the path, if a value is not a class."""
@@ -168,15 +175,22 @@ class Folder:
 
     def common_size(self) -> tuple[int, ...]:
         """Return the spatial size of every sample. Raises ValueError, with two paths, if they differ."""
-        if self.preparation.size is not None:
-            return self.preparation.size
-        size = self.shapes[0][1:]
-        for (path, _), shape in zip(self.pairs, self.shapes, strict=True):
-            if shape[1:] != size:
-                got = f"{self.pairs[0][0]} of {size_text(size)} and {path} of {size_text(shape[1:])}"
-                fix = f"set --size, such as {','.join(map(str, size))}, to resize all, or --batch 1"
+        size = self.sizes[0]
+        for (path, _), other_size in zip(self.pairs, self.sizes, strict=True):
+            if other_size != size:
+                got = f"{self.pairs[0][0]} of {size_text(size)} and {path} of {size_text(other_size)}"
+                text = ",".join(map(str, size))
+                fix = f"set --patch-size, such as {text}, to train on random crops of this size and predict in sliding "
+                fix += f"windows; or --size, such as {text}, to resize all to this size; or --batch 1"
                 raise ValueError(f"expected images of one size to batch them, got {got}: {fix}")
         return size
+
+    def changed(self, image: Array, mask: NDArray[np.int64], key: Key) -> Sample:
+        """Return image and mask, flipped and changed at random by the seed and the key, if the folder does either."""
+        if not (self.flip or self.augment):
+            return image, mask
+        changes = random_changes(self.spatial_dims, self.flip, self.augment)
+        return change(changes, image, mask, (self.seed, *key))
 
 
 def _check_pairs(pairs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The datasets to train on and to validate on, made from settings."""
+"""The datasets to train on and to validate on, made from settings, and their loaders."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 from ..data import IGNORE, Labels
+from .batches import Batches, Loader
 from .data import Dataset, Folder
 from .files import find
 from .pairs import check_scales
+from .patches import Patches
 from .phantoms import Phantoms
 from .preparation import Preparation
 from .settings import Settings
@@ -27,8 +29,10 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
         create_phantoms = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
         return create_phantoms(settings.phantoms - count), create_phantoms(count, start=settings.phantoms - count)
     assert settings.normalise is not None
-    preparation = Preparation(settings.size, settings.normalise)
-    training_pairs, validation_pairs = find(settings.data, settings.validation, settings.seed, settings.fold)
+    preparation = Preparation(settings.size, settings.normalise, settings.spacing, settings.channel_files)
+    training_pairs, validation_pairs = find(
+        settings.data, settings.validation, settings.seed, settings.fold, settings.channel_files
+    )
     options: dict[str, Any] = {"classes": settings.classes, "labels": settings.labels and Labels(settings.labels)}
     random_options: dict[str, Any] = {"flip": settings.flip, "augment": settings.augment, "seed": settings.seed}
     training = Folder(training_pairs, preparation, **random_options, **options)
@@ -46,6 +50,30 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
         raise ValueError(f"expected images of the same number of channels, got {got}")
     training.classes = validation.classes = _class_count(training, validation)
     return training, validation
+
+
+def loaders(
+    settings: Settings, training: Dataset, validation: Dataset, workers: int, rank: int, world_size: int
+) -> tuple[Loader, Loader]:
+    """Return the loaders of training and validation data for process `rank` of `world_size` processes.
+
+    workers: the number of processes that load batches in advance.
+    """
+    options: dict[str, Any] = {"seed": settings.seed, "rank": rank, "world_size": world_size}
+    validation_batch, group = settings.batch, settings.patches or 1
+    if settings.patch_size and settings.patches and settings.foreground is not None:
+        assert isinstance(training, Folder)
+        training = Patches(training, settings.patch_size, settings.patches, settings.foreground)
+        validation_batch = world_size   # whole images, which may have different sizes and be large
+    # batch norm needs several values
+    leaves_single_sample = len(training) > settings.batch and len(training) % settings.batch == 1
+    drop_last = world_size > 1 or leaves_single_sample   # every process needs the same number of batches
+    batches = Batches(len(training), settings.batch, drop_last=drop_last, group=group, **options)
+    pin = settings.backend == "torch"
+    loader = Loader(training, batches, workers, pin)
+    validation_batches = Batches(len(validation), validation_batch, shuffle=False, **options)
+    validation_workers = min(workers, 1) if settings.patch_size else workers   # each loads two batches in advance
+    return loader, Loader(validation, validation_batches, validation_workers, pin)
 
 
 def _class_count(training: Folder, validation: Folder) -> int:

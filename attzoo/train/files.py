@@ -9,7 +9,8 @@ from unicodedata import normalize
 
 import numpy as np
 
-from ..data import ending, has_known_ending, unsupported_format
+from ..data import ending, first_files, has_known_ending, unsupported_format
+from ..data.channels import NUMBER
 from .folds import validation_indices
 
 SPLIT: Final = ("images", "masks")
@@ -19,7 +20,11 @@ Pair = tuple[Path, Path]   # an image and its mask
 
 
 def find(
-    folder: str | Path, fraction: float = 0.2, seed: int = 0, fold: str | None = None
+    folder: str | Path,
+    fraction: float = 0.2,
+    seed: int = 0,
+    fold: str | None = None,
+    channel_files: bool = False,
 ) -> tuple[list[Pair], list[Pair]]:
     """Find pairs of images and masks to train on and to validate on.
 
@@ -33,6 +38,8 @@ def find(
             pair is for validation and at least one for training.
         seed: seed of the random choice of these pairs.
         fold: "i/n" to validate on fold i of n, counted from 1, instead of a fraction; see `folds`.
+        channel_files: whether each channel of an image is a file of its own: NAME_0000, NAME_0001 and so on for the
+            mask NAME. A pair then has the first of them.
 
     Returns:
         The pairs to train on and those to validate on, each sorted by name.
@@ -53,10 +60,10 @@ def find(
         if fold is not None:
             got = f"the folders {', '.join(CAMVID)}, which declare the images to validate on: leave out --fold"
             raise ValueError(f"expected the folders {' and '.join(SPLIT)} in {folder} to divide into folds, got {got}")
-        return _pairs(folder, *CAMVID[:2]), _pairs(folder, *CAMVID[2:])
+        return _pairs(folder, *CAMVID[:2], channel_files), _pairs(folder, *CAMVID[2:], channel_files)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be greater than 0 and less than 1, got {fraction}")
-    pairs = _pairs(folder, *SPLIT)
+    pairs = _pairs(folder, *SPLIT, channel_files)
     if len(pairs) < 2:
         got = f"{len(pairs)}: add images and masks"
         raise ValueError(f"expected at least two images in {folder / SPLIT[0]}, one to validate on, got {got}")
@@ -68,18 +75,22 @@ def find(
     return [pair for i, pair in enumerate(pairs) if i not in chosen], [pairs[i] for i in sorted(chosen)]
 
 
-def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
+def _pairs(folder: Path, images: str, masks: str, channel_files: bool) -> list[Pair]:
     """Return the pairs of an image in one subfolder and the mask of the same name in the other, sorted by name.
 
-    Raises ValueError if an image has no mask or a mask has no image, and the errors of `check_formats` and
-    `paths_by_name`.
+    Raises ValueError if an image has no mask or a mask has no image, and the errors of `check_formats`,
+    `paths_by_name` and, with `channel_files`, `first_files`.
     """
     for subfolder in (folder / images, folder / masks):
         check_formats(subfolder)
     image_paths = paths_by_name(folder / images)
+    if channel_files:
+        image_paths = first_files(image_paths)
     mask_paths = _match_unicode(image_paths, paths_by_name(folder / masks))
     if unpaired := [path for name, path in image_paths.items() if name not in mask_paths]:
         got = _missing_text(unpaired, folder / masks)
+        if not channel_files and all(NUMBER.sub("", name) in mask_paths for name in image_paths):
+            got += "; or set --channel-files if NAME_0000, NAME_0001, ... are the channels of one image"
         raise ValueError(f"expected a mask in {folder / masks} for every image, got {got}")
     if unpaired := [path for name, path in mask_paths.items() if name not in image_paths]:
         got = _missing_text(unpaired, folder / images)

@@ -148,6 +148,12 @@ class Trainer:
         validation, self.validation = self.validation, Validation.empty(len(self.confusion))
         return validation
 
+    def logits(self, images: Array) -> Array:
+        """Return the logits float32 (N, K, *S) of the network for images (N, C, *S), without training."""
+        x = images if self.channels_first else np.moveaxis(images, 1, -1)
+        y = np.asarray(self.network.predict_on_batch(x), np.float32)[: len(x)]   # each of several devices computes all
+        return y if self.channels_first else np.ascontiguousarray(np.moveaxis(y, -1, 1))
+
     def pop_confusion(self) -> NDArray[np.int64]:
         """Return the confusion matrix of training on all devices since the last call, and set it to 0.
 

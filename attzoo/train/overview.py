@@ -32,6 +32,10 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
     network_text = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
         parts.append(f"resized to {size_text(settings.size)}{_lost_classes(training, validation)}")
+    if settings.patch_size:
+        parts.append(_patches(settings, training))
+    if settings.spacing:
+        parts.append(f"resampled to a spacing of {' x '.join(f'{side:.4g}' for side in settings.spacing)} mm")
     if trainer.class_weights:
         parts.append(f"class weights: {', '.join(f'{weight:.4g}' for weight in trainer.class_weights)}")
     if settings.init:
@@ -64,7 +68,9 @@ def _geometries(training: Dataset, validation: Dataset) -> list[str]:
         if counts:
             more_text = f" and {len(counts) - MAX_LISTED} more" if len(counts) > MAX_LISTED else ""
             values_text = ", ".join(f"{value} in {count}" for value, count in counts[:MAX_LISTED])
-            hint = "; a network ignores them: resample all volumes alike if they matter" if len(counts) > 1 else ""
+            fix = "set --spacing to resample all volumes alike" if name == "spacing" else "reorient all volumes alike"
+            is_ignored = len(counts) > 1 and not (name == "spacing" and training.preparation.spacing)
+            hint = f"; a network ignores them: {fix} if they matter" if is_ignored else ""
             result.append(f"{name}: {values_text}{more_text}{hint}")
     return result
 
@@ -94,6 +100,18 @@ def _lost_classes(training: Dataset, validation: Dataset) -> str:
     lost = lost_classes([training.mask_counts, validation.mask_counts], training.labels)
     texts = [f"class {k} vanishes from {count} of {masks} masks that hold it" for k, (count, masks) in lost.items()]
     return f"; {', '.join(texts)}: a larger --size keeps small objects" if texts else ""
+
+
+def _patches(settings: Settings, training: Dataset) -> str:
+    """Return a line with the number and size of patches, and the number of images that are padded to this size."""
+    assert isinstance(training, Folder)
+    assert settings.patch_size is not None
+    assert settings.foreground is not None
+    patch_size = settings.patch_size
+    smaller_count = sum(any(s < p for s, p in zip(size, patch_size, strict=True)) for size in training.sizes)
+    padded_text = f"; {smaller_count} images are smaller and padded" if smaller_count else ""
+    share_text = f"{settings.foreground:.0%} centered on a class other than 0"
+    return f"patches: {settings.patches} of {size_text(settings.patch_size)} from each image, {share_text}{padded_text}"
 
 
 def _share(count: int, total: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..data import FileInfo, Geometry, check_same_grid, check_same_map, describe_image, describe_mask, transposes
+from ..data import FileInfo, Geometry, check_same_grid, check_same_map, describe_mask, transposes
 from ..plotting import size_text
 from .files import Pair
 from .preparation import Preparation
@@ -16,21 +16,21 @@ from .preparation import Preparation
 RESIZE: Final = ": resize the mask with nearest-neighbour interpolation, or use the image that it was drawn on"
 
 
-def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry]]:
+def describe_pairs(pairs: Sequence[Pair], preparation: Preparation) -> tuple[list[FileInfo], list[Geometry | None]]:
     """Check that images and masks fit, from the headers of their files.
 
     Returns:
-        What the file of each image declares; and the geometries of the volumes that have one.
+        What the file of each image declares; and the geometry of each image, None if its file has none.
 
     Raises:
         ValueError: images differ in their number of channels or axes, or a mask has another size, orientation, voxel
             grid or other map coordinates than its image. The message has the paths.
     """
     image_infos: list[FileInfo] = []
-    geometries: list[Geometry] = []
+    geometries: list[Geometry | None] = []
     first_path = pairs[0][0]
     for image, mask in pairs:
-        image_info, mask_info = describe_image(image), describe_mask(mask)
+        image_info, mask_info = preparation.describe(image), describe_mask(mask)
         image_infos.append(image_info)
         shape, expected = image_info.image_shape, image_infos[0].image_shape
         if len(shape) != len(expected):
@@ -46,8 +46,7 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
             raise ValueError(f"expected {mask} to have its image's size, {size_text(shape[1:])}, got {got}")
         _check_orientation(image, image_info, mask, mask_info)
         check_same_map(image, image_info, mask, mask_info)
-        if geometry := check_same_grid(image, mask):
-            geometries.append(geometry)
+        geometries.append(check_same_grid(image, mask))
     return image_infos, geometries
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -16,9 +17,20 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
-from ..data import FileInfo, package, read_image
+from ..data import (
+    FileInfo,
+    adding_path,
+    channel_files,
+    describe_channels,
+    describe_image,
+    package,
+    read_channels,
+    read_image,
+)
 from ..data.reading import check_range
+from ..plotting import size_text
 
+MAX_RESAMPLED: Final = 2**30   # largest number of pixels of a resampled image; volumes have up to 2**27
 NORMALISATIONS: Final = ("zscore", "unit", "none")
 MAX_RANGE: Final = 1e15   # of the numbers in an image: float32 holds the sum of squares over all of its pixels
 
@@ -32,20 +44,56 @@ class Preparation:
         normalise: "zscore" (each channel has mean 0 and standard deviation 1; a constant channel is 0), "unit" (divide
             integers by the maximum of their dtype, or in a file by the maximum for its bit depth; keep floats) or
             "none".
+        spacing: the distance between voxels along each axis, in millimetres, to resample volumes to, with linear
+            interpolation; None keeps the grid of each volume.
+        channel_files: whether each channel of an image is a file of its own, see `attzoo.data.channel_files`. The path
+            of an image is then that of the first file.
 
     Raises:
-        TypeError: a size is not an integer.
-        ValueError: a size is below 1, or `normalise` is none of these.
+        TypeError: a size is not an integer, or a spacing not a number.
+        ValueError: a size is below 1, a spacing is not above 0, both are given, or `normalise` is none of these.
     """
 
     size: tuple[int, ...] | None = None
     normalise: str = "zscore"
+    spacing: tuple[float, ...] | None = None
+    channel_files: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields, and convert `size` to a tuple of int. Raises the errors of the class."""
         contract.choice("normalise", self.normalise, NORMALISATIONS)
         if self.size is not None:
             contract.set_fields(self, size=contract.integers("size", self.size))
+        if self.spacing is not None:
+            contract.set_fields(self, spacing=contract.positives("spacing", self.spacing))
+            if self.size is not None:
+                got = f"size={self.size} and spacing={self.spacing}"
+                raise ValueError(f"expected a size or a spacing to resize to, got {got}: leave out one of them")
+
+    def size_of(self, size: Sequence[int], spacing: Sequence[float] = ()) -> tuple[int, ...]:
+        """Return the spatial size of a prepared image.
+
+        Args:
+            size: the spatial size of the image.
+            spacing: the distance between its voxels along each axis or more, in millimetres; () if it is unknown.
+
+        Raises:
+            ValueError: the spacing is unknown, but images are to be resampled; or the spacing to resample to has
+                another number of axes, or gives more than MAX_RESAMPLED pixels.
+        """
+        if self.spacing is None:
+            return self.size or tuple(size)
+        if len(self.spacing) != len(size):
+            raise ValueError(f"spacing must be {len(size)} numbers, one for each spatial axis, got {self.spacing}")
+        if not spacing:
+            fix = "save it as .nii.gz, or leave out --spacing"
+            raise ValueError(f"expected a volume whose file declares the spacing of its voxels, got none: {fix}")
+        sides = zip(size, spacing, self.spacing, strict=False)
+        result = tuple(max(1, round(side * distance / target)) for side, distance, target in sides)
+        if prod(result) > MAX_RESAMPLED:
+            got = f"{self.spacing}, with which {size_text(size)} voxels become {size_text(result)}"
+            raise ValueError(f"spacing must be in millimetres and not much finer than the volume's, got {got}")
+        return result
 
     def scale(self, dtype: np.dtype[Any]) -> str:
         """Return a text that identifies the scale of the values of prepared images, for files with this dtype.
@@ -66,25 +114,48 @@ class Preparation:
             fix = "save the image with 8 bits, or set --normalise unit"
             raise ValueError(f"expected an image of 8 bits or more for --normalise none, got {got}: {fix}")
 
+    def files(self, path: Path) -> list[Path]:
+        """Return the files of an image: several with `channel_files`, else `path` alone."""
+        return channel_files(path) if self.channel_files else [path]
+
+    def describe(self, path: Path) -> FileInfo:
+        """Return the metadata of an image.
+
+        Raises:
+            ValueError: an image's channels are in files whose dtypes have different scales, as `check_bits`, or as
+                `attzoo.data.describe_image` and `describe_channels`.
+        """
+        infos = [describe_image(file) for file in self.files(path)]
+        for file, info in zip(self.files(path), infos, strict=True):
+            with adding_path(file):
+                self.check_bits(info)
+            if self.scale(info.image_dtype) != self.scale(infos[0].image_dtype):
+                got = f"{path} of {infos[0].image_dtype} and {file} of {info.image_dtype}"
+                fix = "convert all to one dtype, or set --normalise zscore"
+                raise ValueError(f"expected channels of one scale for --normalise {self.normalise}, got {got}: {fix}")
+        return describe_channels(path) if self.channel_files else infos[0]
+
     def read(self, path: Path) -> NDArray[Any]:
         """Return the image (C, *S) in a file: the stored numbers, for "unit" divided by their maximum."""
-        return read_image(path, unit=self.normalise == "unit")
+        return (read_channels if self.channel_files else read_image)(path, unit=self.normalise == "unit")
 
-    def __call__(self, image: NDArray[Any]) -> Array:
+    def __call__(self, image: NDArray[Any], spacing: Sequence[float] = ()) -> Array:
         """Resize and normalise an image.
 
         Args:
             image: (C, *S) of any real dtype.
+            spacing: the distance between its voxels, as in `size_of`.
 
         Returns:
             float32 (C, *size), a new array.
 
         Raises:
             TypeError: the image is not an array of real numbers.
-            ValueError: float32 cannot hold the numbers or their squares, values are masked or there are none, or `size`
-                has another number of axes.
+            ValueError: float32 cannot hold the numbers or their squares, values are masked or there are none, `size` or
+                `spacing` has another number of axes, or as `size_of`.
         """
         check_image(image)
+        size = self.size_of(image.shape[1:], spacing)
         is_wide = image.dtype.itemsize >= 4 and image.dtype != np.float32
         array: Array = image.astype(np.float64) if is_wide else image.astype(np.float32)
         if self.normalise == "zscore":   # before float32 rounds; a constant channel becomes exactly 0
@@ -94,14 +165,20 @@ class Preparation:
             array /= np.iinfo(image.dtype).max
         if array.dtype == np.float64:
             array = _to_float32(array)
-        array = _resize(array, self.size, "trilinear" if array.ndim == 4 else "bilinear")
+        array = _resize(array, size, "trilinear" if array.ndim == 4 else "bilinear")
         if self.normalise == "zscore":
             array = np.asarray(transforms().NormalizeIntensity(channel_wise=True)(array))
         return array
 
-    def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return a mask (*S) resized to (*size). Each pixel takes the class of the nearest pixel."""
-        return np.asarray(_resize(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
+    def mask(self, mask: NDArray[np.int64], spacing: Sequence[float] = ()) -> NDArray[np.int64]:
+        """Return a mask (*S) resized to (*size). Each pixel takes the class of the nearest pixel.
+
+        spacing: the distance between the voxels of its image, as in `size_of`.
+        """
+        size = self.size_of(mask.shape, spacing)
+        if size == mask.shape:   # a float32 copy of a large volume would need much memory
+            return mask
+        return np.asarray(_resize(mask[None].astype(np.float32), size, "nearest-exact")[0], np.int64)
 
 
 def check_image(image: Any) -> None:
@@ -145,13 +222,13 @@ def _to_float32(array: Array) -> Array:
     return array.astype(np.float32)
 
 
-def _resize(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
-    """Return (C, *S) resized to (C, *size) with MONAI's `mode`; the array itself if `size` is None or equal.
+def _resize(array: Array, size: tuple[int, ...], mode: str) -> Array:
+    """Return (C, *S) resized to (C, *size) with MONAI's `mode`; the array itself if it has this size.
 
     The outer corners of the grids are aligned, not the centers of the corner pixels (align_corners=False). Raises
     ValueError if `size` has another number of axes.
     """
-    if size is None or size == array.shape[1:]:
+    if size == array.shape[1:]:
         return array
     if len(size) != array.ndim - 1:
         raise ValueError(f"size must be {array.ndim - 1} numbers, one for each spatial axis, got {size}")

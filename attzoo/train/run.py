@@ -18,11 +18,10 @@ import numpy as np
 from .. import contract, registry
 from ..data import package
 from ..portable import load_weights
-from . import output, overview, report
+from . import output, overview, report, windows
 from .basis import basis_of
-from .batches import Batches, Loader, check_guard
-from .data import Dataset
-from .datasets import datasets
+from .batches import Loader, check_guard
+from .datasets import datasets, loaders
 from .progress import Report, progress
 from .schedule import learning_rate, should_stop
 from .settings import Settings
@@ -85,7 +84,7 @@ def train(
     with backend.process_group(device) as (rank, world_size), output.locked_folder(out, is_first=rank == 0):
         run = output.open_run(out, settings, resume, is_first=rank == 0)   # errors in settings before reading the data
         training, validation = datasets(settings)
-        loader, validation_loader = _loaders(settings, training, validation, workers, rank, world_size)
+        loader, validation_loader = loaders(settings, training, validation, workers, rank, world_size)
         steps = _steps_per_epoch(loader, settings.accumulate)
         classes = training.classes or 0
         weights = class_weights(settings, training)
@@ -111,23 +110,6 @@ def train(
                     if add_events:
                         add_events(row)
         return run.history
-
-
-def _loaders(
-    settings: Settings, training: Dataset, validation: Dataset, workers: int, rank: int, world_size: int
-) -> tuple[Loader, Loader]:
-    """Return the loaders of training and validation data for process `rank` of `world_size` processes.
-
-    workers: the number of processes that load batches in advance.
-    """
-    options: dict[str, Any] = {"seed": settings.seed, "rank": rank, "world_size": world_size}
-    # batch norm needs several values
-    leaves_single_sample = len(training) > settings.batch and len(training) % settings.batch == 1
-    drop_last = world_size > 1 or leaves_single_sample   # every process needs the same number of batches
-    batches = Batches(len(training), settings.batch, drop_last=drop_last, **options)
-    pin = settings.backend == "torch"
-    loader = Loader(training, batches, workers, pin)
-    return loader, Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **options), workers, pin)
 
 
 def _steps_per_epoch(loader: Loader, accumulate: int) -> int:
@@ -183,9 +165,12 @@ def _run_epoch(
             raise Diverged(_divergence_message(f"a finite loss, got {losses[-1]} in step {len(losses)} of", epoch))
         report_progress(epoch, losses[-1], None)
     training_counts = trainer.pop_confusion()
+    evaluate = trainer.evaluate
+    if settings.patch_size:
+        evaluate = partial(windows.evaluate, trainer, settings.patch_size, settings.batch)
     with trainer.averaged():
         for images, masks in validation_batches:
-            trainer.evaluate(images, masks)
+            evaluate(images, masks)
     validated: Validation = trainer.pop_validation()
     loss, seconds = fsum(losses) / len(losses), perf_counter() - start_time
     row = report.row(epoch + 1, rate, loss, training_counts, validated, seconds)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .. import contract
 from ..data import IGNORE, Labels
@@ -15,6 +15,7 @@ from .data import NORMALISATIONS
 from .folds import parse_fold
 from .losses import SUMS, WEIGHTED
 
+T = TypeVar("T", int, float)
 BACKENDS: Final = ("torch", "keras")
 LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
@@ -42,7 +43,16 @@ class Settings(contract.NamedArguments):
         backend: "torch" or "keras".
         data: a folder of images and masks, see `attzoo.train.files.find`; None trains on built-in phantoms.
         dims: the number of spatial axes, 2 or 3.
-        size: the spatial size in pixels, >= 1, to resize to; None does not resize, so all sizes must be equal.
+        size: the spatial size in pixels, >= 1, to resize to; None does not resize, so all sizes must be equal, unless
+            `patch_size` is set.
+        patch_size: the spatial size in pixels, >= 1, of random patches of the images to train on; smaller images are
+            padded. Validation then predicts whole images in sliding windows of this size. None trains on whole images.
+        patches: the number of patches, >= 1, of each image in an epoch; None means 4.
+        foreground: the probability, in [0, 1], that a patch is centered on a pixel of a random class except 0, see
+            `attzoo.train.patches.random_corner`; None means 1/3.
+        spacing: the distance between voxels along each axis, in millimetres, to which volumes that declare theirs
+            (NIfTI) are resampled; not together with `size`. None does not resample.
+        channel_files: whether each channel of an image is a file of its own, see `attzoo.train.files.find`.
         validation: the share of pairs to validate on, in (0, 1), if the folder does not declare it.
         phantoms: the number of phantoms, >= 2; None means 160.
         classes: the number of classes in the folder, 2 to 255; None takes it from the masks.
@@ -99,6 +109,11 @@ class Settings(contract.NamedArguments):
     data: str | None = None
     dims: int = 2
     size: tuple[int, ...] | None = None
+    patch_size: tuple[int, ...] | None = None
+    patches: int | None = None
+    foreground: float | None = None
+    spacing: tuple[float, ...] | None = None
+    channel_files: bool = False
     validation: float = 0.2
     fold: str | None = None
     phantoms: int | None = None
@@ -136,10 +151,11 @@ class Settings(contract.NamedArguments):
         """Check the settings, and replace None in place by the default where a setting has an effect."""
         self._set_defaults()
         self._check_values()
-        size = None if self.size is None else contract.integers("size", self.size)
-        if size is not None and len(size) != self.dims:
-            got = f"{contract.short_repr(size)} with dims={self.dims}: change size or dims"
-            raise ValueError(f"size must be {self.dims} numbers, one per spatial axis, got {got}")
+        sizes = {name: self._per_axis(name, contract.integers) for name in ("size", "patch_size")}
+        spacing = self._per_axis("spacing", contract.positives)
+        if spacing is not None and sizes["size"] is not None:
+            got = f"size={contract.short_repr(self.size)} and spacing={contract.short_repr(self.spacing)}"
+            raise ValueError(f"expected size or spacing, to which images are resized, got {got}: leave out one of them")
         self._check_numbers()
         self._check_combinations()
         labels = None if self.labels is None else Labels(self.labels).values
@@ -147,16 +163,30 @@ class Settings(contract.NamedArguments):
             raise ValueError(f"classes must be {len(labels)}, the number of labels, or left out, got {self.classes}")
         contract.set_fields(
             self,
-            size=size,
+            **sizes,
+            spacing=spacing,
             labels=labels,
             channels=None if self.channels is None else contract.integers("channels", self.channels),
             network=MappingProxyType(_network_arguments(self.network)),
             class_weights=_class_weights(self.class_weights),
         )
 
+    def _per_axis(self, name: str, check: Callable[[str, Any], tuple[T, ...]]) -> tuple[T, ...] | None:
+        """Return the setting `name`: None, or one number per spatial axis. Raise TypeError or ValueError for others.
+
+        check: returns the numbers as a tuple, or raises an error.
+        """
+        value = getattr(self, name)
+        numbers = None if value is None else check(name, value)
+        if numbers is not None and len(numbers) != self.dims:
+            got = f"{contract.short_repr(numbers)} with dims={self.dims}: change {name} or dims"
+            raise ValueError(f"{name} must be {self.dims} numbers, one per spatial axis, got {got}")
+        return numbers
+
     def _set_defaults(self) -> None:
         """Replace None by defaults in place. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
+        has_patches = self.patch_size is not None
         has_pixel_loss = any(name in WEIGHTED for name in SUMS.get(str(self.loss), (self.loss,)))
         # Default, whether it has an effect, and for the error the condition and the other setting.
         dependent_settings = {
@@ -169,6 +199,10 @@ class Settings(contract.NamedArguments):
             "augment": (False, has_data, "with data", "data"),
             "init_source": (None, self.init is not None, "with init", "init"),
             "class_weights": (None, has_pixel_loss, f"with a loss of pixels, {' or '.join(WEIGHTED)}", "loss"),
+            "spacing": (None, has_data, "with data", "data"),
+            "patch_size": (None, has_data, "with data", "data"),
+            "patches": (4, has_patches, "with patch_size", "patch_size"),
+            "foreground": (1 / 3, has_patches, "with patch_size", "patch_size"),
             "momentum": (0.0, self.optimizer == "sgd", "with optimizer='sgd'", "optimizer"),
             "decay": (0.01, self.optimizer == "adamw", "with optimizer='adamw'", "optimizer"),
             "every": (30, is_step, "with schedule='step'", "schedule"),
@@ -199,15 +233,18 @@ class Settings(contract.NamedArguments):
 
         Raises TypeError for a value of another type, and ValueError for a number out of its range.
         """
-        for name in ("validation", "momentum", "rate", "factor", "decay", "clip", "ema"):
+        for name in ("validation", "momentum", "rate", "factor", "decay", "clip", "ema", "foreground"):
             if getattr(self, name) is None and getattr(Settings, name) is None:
                 continue
-            value, may_be_0 = contract.number(name, getattr(self, name)), name in ("momentum", "decay")
+            value, may_be_0 = contract.number(name, getattr(self, name)), name in ("momentum", "decay", "foreground")
             if value < 0 or (value == 0 and not may_be_0):
                 raise ValueError(f"{name} must be {'>= 0' if may_be_0 else 'positive'}, got {value}")
             if name in ("validation", "momentum", "ema") and value >= 1:
                 raise ValueError(f"{name} must be less than 1, got {value}")
+            if name == "foreground" and value > 1:
+                raise ValueError(f"{name} must be at most 1, got {value}")
             contract.set_fields(self, **{name: value})
+        contract.set_fields(self, channel_files=contract.flag("channel_files", self.channel_files))
         for name in ("flip", "augment"):
             if getattr(self, name) is not None:
                 contract.set_fields(self, **{name: contract.flag(name, getattr(self, name))})
@@ -284,8 +321,8 @@ CHOICES: Final = {
     "precision": PRECISIONS,
 }
 INTEGERS: Final = {   # the smallest value of each integer setting
-    "epochs": 1, "batch": 1, "accumulate": 1, "phantoms": 2, "classes": 2, "checkpoint_every": 1, "every": 1, "seed": 0,
-    "warmup": 0, "patience": 1,
+    "epochs": 1, "batch": 1, "accumulate": 1, "phantoms": 2, "patches": 1, "classes": 2, "checkpoint_every": 1,
+    "every": 1, "seed": 0, "warmup": 0, "patience": 1,
 }   # fmt: skip
 
 

@@ -193,6 +193,12 @@ class Trainer:
             dist.all_gather_object(parts, part)
         return merge(parts)
 
+    @torch.no_grad()
+    def logits(self, images: Array) -> Array:
+        """Return the logits float32 (N, K, *S) of the network for images (N, C, *S), without training."""
+        network = self._averaged_network.eval()
+        return np.asarray(self._logits(network, torch.as_tensor(images).to(self.device)).float().cpu())
+
     def pop_confusion(self) -> NDArray[np.int64]:
         """Return the confusion matrix of training on all devices since the last call, and set it to 0.
 
