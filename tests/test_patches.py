@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from importlib import import_module
 from itertools import chain
 
 import numpy as np
@@ -10,7 +11,7 @@ from pairs import write_array
 from training import BACKENDS, results, skip_curves, train  # noqa: F401, pytest uses skip_curves
 
 from attzoo.predict import open_network, predict, segment
-from attzoo.train import overview, run
+from attzoo.train import output, overview, run, windows
 from attzoo.train.batches import Batches
 from attzoo.train.data import Folder, Preparation
 from attzoo.train.patches import Patches, class_counts_by_slice, crop, random_corner
@@ -162,14 +163,14 @@ def trained(request, tmp_path, monkeypatch):
         epochs=2, batch=2, rate=0.01, network={"dropout": 0.1},
     )   # fmt: skip
     out, copy = tmp_path / "run", tmp_path / "copy"
-    original = run._save_epoch
+    original = output.save_epoch
 
     def save_epoch(*arguments):
         original(*arguments)
         if not copy.exists():
             shutil.copytree(out, copy)
 
-    monkeypatch.setattr(run, "_save_epoch", save_epoch)
+    monkeypatch.setattr(output, "save_epoch", save_epoch)
     train(settings, out)
     return settings, out, copy
 
@@ -202,7 +203,7 @@ def test_run_on_patches_resumes_to_the_same_bits_and_predicts_as_it_validates(tr
     np.testing.assert_allclose(predict(network, small), whole / whole.sum(axis=0), rtol=0, atol=1e-5)
     assert predict(network, small, window=()).shape == (2, 5, 7)
     assert abs(predict(network, small, window=()) - predict(network, small)).max() > 1e-4
-    trainer = type("", (), {"network": network.model, "framework": ""})
+    trainer = type("", (), {"network": network.model, "framework": "", "class_weights": None})
     lines = overview.lines(settings, out, *run.datasets(settings), trainer)
     padded = sum(shape[1] < 16 or shape[2] < 12 for shape in run.datasets(settings)[0].shapes)
     expected = "patches: 2 of 16 x 12 from each image, 33% centered on a class other than 0"
@@ -228,3 +229,24 @@ def test_settings_of_patches_have_defaults_and_may_be_0():
     settings = Settings(data="d", patch_size=[8, 8])
     assert (settings.patch_size, settings.patches, settings.foreground) == ((8, 8), 4, 1 / 3)
     assert Settings(data="d", patch_size=[8, 8], foreground=0).foreground == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_windows_of_the_size_of_the_images_give_the_validation_of_whole_images(backend):
+    settings = Settings(backend, data="d", patch_size=(8, 12), channels=(4, 8), ema=0.5, rate=0.1, class_weights=(1, 3))
+    trainer = import_module(f"attzoo.train.{backend}").Trainer(settings, run.network(settings, 1, 2), 2, (1.0, 3.0))
+    generator = np.random.default_rng(0)
+    images, masks = generator.normal(size=(3, 1, 8, 12)).astype(np.float32), generator.integers(0, 2, (3, 8, 12))
+    masks[1, 2] = 255
+    trainer.begin_epoch(0.1, 0)
+    for _ in range(2):   # the averaged weights then differ from the trained ones
+        trainer.step(images, masks)
+    trainer.pop_confusion()
+    with trainer.averaged():
+        trainer.evaluate(images, masks)
+        whole = trainer.pop_validation()
+        windows.evaluate(trainer, settings.patch_size, 2, images, masks)
+        in_windows = trainer.pop_validation()
+    assert abs(in_windows.loss - whole.loss) < 1e-5 * whole.loss
+    np.testing.assert_array_equal(in_windows.overlaps, whole.overlaps)
+    np.testing.assert_array_equal(in_windows.confusion, whole.confusion)
