@@ -138,9 +138,10 @@ def convert(block: Any, *, backend: str) -> Any:
     """
     parts = parts_of(block)
     if not is_single(parts):
-        fix = "create the model in the other framework with the same blocks, and call load_weights(new_model, model)"
-        got = f"a {type(block).__name__}, which has other layers besides blocks at {_paths(parts)}"
-        raise TypeError(f"expected a block, got {got}: {fix}")
+        fix = "create it in the other framework with the same blocks, and call load_weights(new_model, model)"
+        fix += ", or save(model, path) here and load_weights(new_model, path) there"
+        got = f"a {type(block).__name__}, which besides blocks, at {_paths(parts)}, has layers that are not of attzoo"
+        raise TypeError(f"expected a block or a network of attzoo, because only these are converted, got {got}: {fix}")
     (part,) = parts
     part.check_layers()
     new_block = _make(part.spec, backend, adapter(backend_of(part.block)).dtype(part.block))
