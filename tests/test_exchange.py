@@ -308,7 +308,21 @@ FOREIGN = [   # block, source, shapes by key of a module that the block cannot r
     ("cbam", "timm", ULTRALYTICS_CBAM, "CBAM of ultralytics, which computes the channel coefficients from averages al"),
     ("channel_attention", "timm", {"fc.weight": (8, 8, 1, 1), "fc.bias": (8,)}, "ChannelAttention of ultralytics, whi"),
     ("spatial_attention", "official", {"conv.weight": (1, 2, 49, 49), "conv.bias": (1,)}, "SpatialAttention of xmu, w"),
-]
+    ("se", "timm", {"fc1.weight": (2, 8, 1, 1), "bn.weight": (2,), "fc2.weight": (8, 2, 1, 1)},
+     "SEModule with norm_layer of timm, which has a norm between its two layers. For inference, fold it: "),
+    ("eca", "timm", {"conv.weight": (8, 1, 3), "conv2.weight": (1, 8, 3)}, "EcaModule with use_mlp=True of timm, wh"),
+    ("cbam", "timm", {"channel.fc1.weight": (1, 8, 1, 1), "spatial.conv.conv.weight": (1, 1, 7, 7)},
+     "LightCbamModule of timm, which applies its perceptron and its convolution to 0.5"),
+    ("spatial_attention", "timm", {"conv.conv.weight": (1, 1, 7, 7)}, "LightSpatialAttn of timm, which convolves 0.5"),
+]   # fmt: skip
+
+
+def test_every_module_that_a_block_cannot_represent_has_a_case():
+    modules = {
+        (name, f"{module.module} of {module.library}")
+        for name in attzoo.names() for module in registry.unsupported(name)
+    }   # fmt: skip
+    assert modules == {(name, message.partition(", w")[0]) for name, *_, message in FOREIGN}
 
 
 @pytest.mark.parametrize("prefix", ["", "layer1.0.attention."])
