@@ -10,6 +10,7 @@ import numpy as np
 
 from .adapters import adapter, framework_of, same_shape
 from .contract import AnySpec, Array, Keys, Source, Unsupported, contiguous, shorten
+from .sizes import change_text
 
 WRAPPERS = ("module.", "_orig_mod.")   # prefixes of DataParallel and of torch.compile
 STATES: Final[Mapping[str | None, str]] = {   # framework of what was passed instead of a state dict -> remedy
@@ -74,11 +75,14 @@ def arrays_from(
     if not blocks:
         expected = " or ".join(shorten(", ".join(_names(layout, spec).values()), 200) for layout in layouts)
         nested = next((key for key, value in state.items() if isinstance(value, Mapping)), None)
-        hint = "" if nested is None else f": pass the mapping in the entry {shorten(repr(nested))} instead"
-        raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}{hint}")
+        fix = "" if nested is None else f"pass the mapping in the entry {shorten(repr(nested))} instead"
+        fix = fix or remedy_for_layouts(state, spec, layouts, source)
+        got = f"{shorten(', '.join(state), 300)}{fix and ': ' + fix}"
+        raise ValueError(f"expected the keys of {source}, {expected}, got {got}")
     (block,) = blocks
     if not block.layout.channels_last:   # the layers of a block in Keras have no layer around them
         _check_no_other_arrays(state, block, spec, source)
+    _check_shapes(state, block, spec, source)
     return {name: _read(state[key], name, block.layout, spec) for name, key in block.keys(spec).items()}
 
 
@@ -118,10 +122,53 @@ def stored_blocks(
 
 def _has_shapes(state: Mapping[str, Any], block: StoredBlock, spec: AnySpec) -> bool:
     """Whether the arrays of a block in a state dict have the shapes of a spec, up to axes of size 1."""
-    return all(
-        same_shape(_axes_first(_shape(state[key]), block.layout), spec.weights[name].shape)
-        for name, key in block.keys(spec).items()
-    )
+    weights, shapes = spec.weights, _shapes(state, block.prefix, block.layout)
+    return all(same_shape(shapes[name], weights[name].shape) for name in block.keys(spec))
+
+
+def _shapes(state: Mapping[str, Any], prefix: str, layout: Keys) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays with a prefix and the keys of a layout, as `shapes_from` does."""
+    keys = {name: prefix + key for name, key in layout.names.items()}
+    return {name: _axes_first(_shape(state[key]), layout) for name, key in keys.items() if key in state}
+
+
+def remedy_for_layouts(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys], source: str) -> str:
+    """Return the arguments of the block that fit a state dict with one block of another size, as the end of an error.
+
+    Returns "" if there are no such arguments, or the state dict has no block or several ones.
+    """
+    blocks = {
+        (prefix, i): None for i, layout in enumerate(layouts) for key in state for name in layout.names.values()
+        if (prefix := _prefix(key, name, layout)) is not None
+    }   # fmt: skip
+    if len(blocks) > len(layouts):
+        return ""
+    remedies = (remedy(state, StoredBlock(prefix, layouts[i]), spec, source) for prefix, i in blocks)
+    return next(filter(None, remedies), "")
+
+
+def remedy(state: Mapping[str, Any], block: StoredBlock, spec: AnySpec, source: str) -> str:
+    """Return the arguments with which the block has the arrays of a block in a state dict, as the end of an error.
+
+    Returns "" if there are none, or the block in the state dict has further arrays.
+    """
+    keys = {block.prefix + key for key in block.layout.names.values()}
+    own_keys = [key for key in state if key.startswith(block.prefix) and not key.endswith(COUNTER)]
+    if not block.layout.channels_last and not keys.issuperset(own_keys):
+        return ""
+    return change_text(_shapes(state, block.prefix, block.layout), spec, source)
+
+
+def _check_shapes(state: Mapping[str, Any], block: StoredBlock, spec: AnySpec, source: str) -> None:
+    """Raise ValueError unless a block in a state dict has the shapes of a spec, up to axes of size 1."""
+    if _has_shapes(state, block, spec):
+        return
+    shapes, weights = _shapes(state, block.prefix, block.layout), spec.weights
+    name = next(name for name in block.keys(spec) if not same_shape(shapes[name], weights[name].shape))
+    _array(state[block.keys(spec)[name]], name)   # raises for a tensor without values
+    fix = remedy(state, block, spec, source)
+    expected = f"{block.layout.names[name]} of shape {weights[name].shape}, up to axes of size 1"
+    raise ValueError(f"expected {expected}, got {shapes[name]}{fix and ': ' + fix}")
 
 
 def _check_supported(state: Mapping[str, Any], prefixes: Sequence[str], unsupported: Sequence[Unsupported]) -> None:
@@ -148,8 +195,11 @@ def _has_pattern(array: Any, pattern: Sequence[int | None]) -> bool:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """Return the shape of a value of a state dict, () for a number."""
-    return tuple(getattr(value, "shape", ()))
+    """Return the shape of a value of a state dict, () for a number and for a parameter of torch without values."""
+    try:
+        return tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
+    except RuntimeError:   # an uninitialized parameter
+        return ()
 
 
 def shapes_from(state: Mapping[str, Any], layouts: Sequence[Keys]) -> dict[str, tuple[int, ...]] | None:
@@ -263,21 +313,20 @@ def _check_no_other_arrays(state: Mapping[str, Any], block: StoredBlock, spec: A
     keys_of_block = block.keys(spec).values()
     for key in state:
         if key.startswith(block.prefix) and key not in keys_of_block and not key.endswith(COUNTER):
-            fix = "create the block with arguments that give it this array, or give only the arrays of the block"
+            fix = remedy(state, block, spec, source) or "create the block with arguments that give it this array"
+            fix += ", or give only the arrays of the block"
             raise ValueError(f"expected only arrays of the block from {source}, got also {key}: {fix}")
 
 
 def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
     """Return another library's array as attzoo's array `name`: in the spec's shape, the plane of the mean first.
 
-    value: the array or tensor. layout: how the library stores it. Raises ValueError if the array has another shape, or
-    NumPy cannot read it.
+    value: the array or tensor, of this shape up to axes of size 1. layout: how the library stores it. Raises ValueError
+    if NumPy cannot read it.
     """
     array, shape = _array(value, layout.names[name]), spec.weights[name].shape
     if layout.channels_last and array.ndim > 1:   # (*k, I, O)
         array = np.moveaxis(array, (-1, -2), (0, 1))
-    if not same_shape(array.shape, shape):
-        raise ValueError(f"expected {layout.names[name]} of shape {shape}, up to axes of size 1, got {array.shape}")
     array = array.reshape(shape)
     return contiguous(array[:, ::-1] if name in layout.max_first else array)
 

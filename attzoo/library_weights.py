@@ -14,7 +14,16 @@ from typing import Any
 from . import registry
 from .checkpoints import read_checkpoint
 from .contract import Array, Keys, shorten, without_prefix
-from .exchange import StoredBlock, arrays_for, arrays_from, stored_blocks, unwrapped, without_wrappers
+from .exchange import (
+    StoredBlock,
+    arrays_for,
+    arrays_from,
+    remedy,
+    remedy_for_layouts,
+    stored_blocks,
+    unwrapped,
+    without_wrappers,
+)
 from .parts import Part
 
 
@@ -57,6 +66,52 @@ def read_parts(parts: Sequence[Part], state: Any, source: str) -> tuple[list[tup
             arrays[part.key("gamma")] = part.read()[part.key("gamma")]
         matches.append((part, replace(part, path=stored.path, holder=None), stored.by))
     return matches, arrays
+
+
+def error_without_source(parts: Sequence[Part], weights: Any, err: ValueError) -> ValueError:
+    """Return the error for weights that were refused and may be of another library, because `source` was not given.
+
+    It names the libraries whose keys and shapes the weights have, or else all libraries that the blocks know. It is
+    `err` if the weights have names of attzoo, or cannot be read.
+
+    Args:
+        parts: the blocks of the model.
+        weights: the weights, or the path of their file.
+        err: the error without `source`.
+
+    """
+    is_file = isinstance(weights, (str, os.PathLike))
+    try:
+        state = unwrapped(read_checkpoint(Path(weights)) if is_file else weights)
+    except (ImportError, OSError, TypeError, ValueError):
+        return err
+    names = tuple(name for part in parts for name in part.weights)
+    sources = [source for source in _sources(parts[0]) if all(source in _sources(part) for part in parts)]
+    if not state or not sources or any(key.endswith(names) for key in state):
+        return err
+    got = shorten(", ".join(state), 200)
+    message = f"expected weights {shorten(', '.join(names), 200)}, got {f'{weights} with ' if is_file else ''}{got}: "
+    if same_keys := [source for source in sources if _is_readable(parts, state, source)]:
+        return ValueError(f"{message}give source={' or source='.join(map(repr, same_keys))}, whose keys these are")
+    fix = f"if they are of another library, give source=, one of {', '.join(map(repr, sources))}"
+    return ValueError(f"{message if is_file else f'{err}; '}{fix}")
+
+
+def _sources(part: Part) -> list[str]:
+    """Return the names of the libraries whose weights a part can have."""
+    try:
+        return list(registry.keys(registry.name_of(part.spec)))
+    except ValueError:   # the block is not registered
+        return []
+
+
+def _is_readable(parts: Sequence[Part], state: Any, source: str) -> bool:
+    """Whether a state dict has the keys and shapes of a library for these parts."""
+    try:
+        read_parts(parts, state, source)
+    except (OSError, TypeError, ValueError):
+        return False
+    return any(part.spec.weights for part in parts)
 
 
 def write_parts(parts: Sequence[Part], target: str) -> dict[str, Array]:
@@ -123,7 +178,7 @@ def _states(
         return [next(states) if part.spec.weights else PartState({}, part.path, "path") for part in parts]
     if not parts:
         return []
-    outer_prefix = _outer_prefix(parts, state)
+    outer_prefix = _outer_prefix(parts, layouts, state)
     by_path = [_state_at(part.path, outer_prefix, options, state) for part, options in zip(parts, layouts, strict=True)]
     if not any(stored.state for stored in by_path):
         return _in_order(parts, layouts, state, source)
@@ -137,14 +192,22 @@ def _states(
     return by_path
 
 
-def _outer_prefix(parts: Sequence[Part], state: Mapping[str, Any]) -> str:
+def _outer_prefix(parts: Sequence[Part], layouts: Sequence[tuple[Keys, ...]], state: Mapping[str, Any]) -> str:
     """Return what precedes the paths of all parts in keys, such as "model." of Lightning; "" if nothing."""
     paths = [without_wrappers(f"{part.path}.") for part in parts]
+    if all(any(key.startswith(path) for key in state) for path in paths):
+        return ""
     prefixes = {key[: key.index(f".{paths[0]}") + 1] for key in state if f".{paths[0]}" in key}
-    for prefix in sorted({"", *prefixes}, key=len):
-        if all(any(key.startswith(prefix + path) for key in state) for path in paths):
+    for prefix in sorted(prefixes, key=len):
+        if all(_has_arrays(prefix + path, options, state) for path, options in zip(paths, layouts, strict=True)):
             return prefix
     return ""
+
+
+def _has_arrays(start: str, layouts: Sequence[Keys], state: Mapping[str, Any]) -> bool:
+    """Whether keys that begin with `start` are followed by the key of an array of a layout."""
+    ends = tuple(key for layout in layouts for key in layout.names.values())
+    return any(key.startswith(start) and key[len(start) :].endswith(ends) for key in state)
 
 
 def _state_at(path: str, outer: str, layouts: Sequence[Keys], state: Mapping[str, Any]) -> PartState:
@@ -211,18 +274,30 @@ def _blocks_of_kind(
     }
     blocks_in_state = [by_first_key[key] for key in state if key in by_first_key]
     if len(blocks_in_state) != len(parts):
-        raise _count_error(parts, layouts, source, blocks_in_state)
+        raise _count_error(parts, layouts, source, blocks_in_state, _remedy(parts, state, layouts, source))
     return blocks_in_state
 
 
+def _remedy(parts: Sequence[Part], state: Mapping[str, Any], layouts: Sequence[Keys], source: str) -> str:
+    """Return the arguments of the first part that differ in the same number of blocks in `state`, "" if unknown."""
+    spec = parts[0].spec
+    blocks = stored_blocks(state, spec, layouts)
+    if not blocks and len(parts) == 1:   # arrays are missing
+        return remedy_for_layouts(state, spec, layouts, source)
+    return remedy(state, blocks[0], spec, source) if len(blocks) == len(parts) else ""
+
+
 def _count_error(
-    parts: Sequence[Part], layouts: Sequence[Keys], source: str, blocks_in_state: Sequence[StoredBlock]
+    parts: Sequence[Part], layouts: Sequence[Keys], source: str, blocks_in_state: Sequence[StoredBlock], fix: str
 ) -> ValueError:
-    """Return the error for a state dict with another number of blocks than a model."""
+    """Return the error for a state dict with another number of blocks than a model.
+
+    fix: the remedy; "" for that of blocks that are missing.
+    """
     keys = " or ".join(next(iter(layout.names.values())) for layout in layouts)
     paths = [shorten(", ".join(map(repr, names)), 200)
              for names in ([part.path for part in parts], [block.prefix for block in blocks_in_state])]   # fmt: skip
     at_paths = f" after {paths[1]}" if blocks_in_state else ""
     expected = f"{len(parts)} blocks of {source} for those at {paths[0]}, with keys such as {keys} and their shapes"
-    fix = "give the arrays of these blocks only, or load each block by load_weights(block, ..., source=...)"
+    fix = fix or "give the arrays of these blocks only, or load each block by load_weights(block, ..., source=...)"
     return ValueError(f"expected {expected}, got {len(blocks_in_state)} of them{at_paths}: {fix}")

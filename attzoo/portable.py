@@ -23,7 +23,7 @@ from .contract import AnySpec, Array, Weight, shorten
 from .files import open_regular, write
 from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_STARTS, metadata_of, read_header, weights_of
 from .hints import nearest
-from .library_weights import read_parts, write_parts
+from .library_weights import error_without_source, read_parts, write_parts
 from .parts import Loaded, Part, is_single, loaded_report, match_parts, parts_of, read_all, rename_arrays, write_all
 
 OTHER_FORMATS: Final = (   # file extensions
@@ -87,12 +87,29 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
     if source is not None:
         matches, arrays = read_parts(parts, arrays, source)
     elif isinstance(arrays, (str, os.PathLike)) or framework_of(arrays) is not None:
-        sources, arrays = _read(Path(arrays)) if framework_of(arrays) is None else _read_model(arrays)
+        sources, arrays = _read_file(parts, Path(arrays)) if framework_of(arrays) is None else _read_model(arrays)
         matches = match_parts(parts, sources)
         arrays = rename_arrays(matches, arrays)
     dtypes = {name: dtype for part in parts for name, dtype in part.dtypes().items()}
-    write_all(parts, checked_arrays(arrays, weights_of(parts), dtypes))
+    try:
+        arrays = checked_arrays(arrays, weights_of(parts), dtypes)
+    except ValueError as err:
+        if source is not None or not isinstance(arrays, Mapping):
+            raise
+        raise error_without_source(parts, arrays, err) from err
+    write_all(parts, arrays)
     return loaded_report(matches)
+
+
+def _read_file(parts: list[Part], path: Path) -> tuple[list[Part], dict[str, Array]]:
+    """Return the blocks in a file that `save` wrote, and their arrays. The error for other files names `source`.
+
+    parts: the blocks of the model that is written.
+    """
+    try:
+        return _read(path)
+    except ValueError as err:
+        raise error_without_source(parts, path, err) from err
 
 
 def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
@@ -138,9 +155,10 @@ def convert(block: Any, *, backend: str) -> Any:
     """
     parts = parts_of(block)
     if not is_single(parts):
-        fix = "create the model in the other framework with the same blocks, and call load_weights(new_model, model)"
-        got = f"a {type(block).__name__}, which has other layers besides blocks at {_paths(parts)}"
-        raise TypeError(f"expected a block, got {got}: {fix}")
+        fix = "create it in the other framework with the same blocks, and call load_weights(new_model, model)"
+        fix += ", or save(model, path) here and load_weights(new_model, path) there"
+        got = f"a {type(block).__name__}, which besides blocks, at {_paths(parts)}, has layers that are not of attzoo"
+        raise TypeError(f"expected a block or a network of attzoo, because only these are converted, got {got}: {fix}")
     (part,) = parts
     part.check_layers()
     new_block = _make(part.spec, backend, adapter(backend_of(part.block)).dtype(part.block))

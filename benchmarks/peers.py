@@ -100,8 +100,9 @@ def suppress_stderr() -> Iterator[None]:
 def load_torchvision() -> None:
     """Import torchvision, also with a torch build that it was not compiled for; timm imports it too.
 
-    torchvision's import registers two compiled operators and fails if its compiled library cannot load, as with a CPU
-    build of torch. Declaring the two operators is enough, because no block uses them.
+    The torchvision of PyPI is compiled for CUDA: its library needs libtorch_cuda.so, which a CPU build of torch does
+    not have. torchvision ignores that it cannot load the library, and its import then fails when it registers two
+    operators of the library. Declaring the two operators is enough, because no block uses them.
     """
     try:
         import_module("torchvision")

@@ -308,7 +308,21 @@ FOREIGN = [   # block, source, shapes by key of a module that the block cannot r
     ("cbam", "timm", ULTRALYTICS_CBAM, "CBAM of ultralytics, which computes the channel coefficients from averages al"),
     ("channel_attention", "timm", {"fc.weight": (8, 8, 1, 1), "fc.bias": (8,)}, "ChannelAttention of ultralytics, whi"),
     ("spatial_attention", "official", {"conv.weight": (1, 2, 49, 49), "conv.bias": (1,)}, "SpatialAttention of xmu, w"),
-]
+    ("se", "timm", {"fc1.weight": (2, 8, 1, 1), "bn.weight": (2,), "fc2.weight": (8, 2, 1, 1)},
+     "SEModule with norm_layer of timm, which has a norm between its two layers. For inference, fold it: "),
+    ("eca", "timm", {"conv.weight": (8, 1, 3), "conv2.weight": (1, 8, 3)}, "EcaModule with use_mlp=True of timm, wh"),
+    ("cbam", "timm", {"channel.fc1.weight": (1, 8, 1, 1), "spatial.conv.conv.weight": (1, 1, 7, 7)},
+     "LightCbamModule of timm, which applies its perceptron and its convolution to 0.5"),
+    ("spatial_attention", "timm", {"conv.conv.weight": (1, 1, 7, 7)}, "LightSpatialAttn of timm, which convolves 0.5"),
+]   # fmt: skip
+
+
+def test_every_module_that_a_block_cannot_represent_has_a_case():
+    modules = {
+        (name, f"{module.module} of {module.library}")
+        for name in attzoo.names() for module in registry.unsupported(name)
+    }   # fmt: skip
+    assert modules == {(name, message.partition(", w")[0]) for name, *_, message in FOREIGN}
 
 
 @pytest.mark.parametrize("prefix", ["", "layer1.0.attention."])
@@ -403,6 +417,94 @@ def test_other_numbers_of_blocks_than_in_the_model_raise(count):
     with pytest.raises(ValueError, match=rf"expected 2 blocks of timm for those at '0', '1', .* got {count} of them"):
         attzoo.load_weights(net, state, source=source)
     assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(net).items())
+
+
+OTHER_SIZES = {   # arguments of a block, source, arguments in which the source's block differs, words of the error
+    "se": ((8,), {}, "timm", {"reduced_channels": 3},
+           "got (3, 8, 1, 1): create the block with reduced_channels=3 instead of 1, which gives it these arrays"),
+    "se without biases": ((8,), {}, "timm", {"bias": False}, "bias=False instead of True"),
+    "se with biases": ((8,), {"bias": False}, "timm", {"bias": True}, "bias=True instead of False"),
+    "se of other channels": ((8,), {}, "monai", {"channels": 6}, "with channels=6 instead of 8, which"),
+    "se of Keras": ((8,), {"gate": "hard_sigmoid"}, "keras", {"reduced_channels": 3}, "reduced_channels=3 instead"),
+    "eca": ((8,), {}, "official", {"kernel_size": 5}, "create the block with kernel_size=5 instead of 3, which"),
+    "cbam": ((8,), {"variant": "timm"}, "timm", {"kernel_size": 3, "reduced_channels": 2},
+             "reduced_channels=2 instead of 1 and kernel_size=3 instead of 7"),
+    "attention_gate": ((8, 6), {}, "leejunhyun", {"inter_channels": 3, "norm": True},
+                       "inter_channels=3 instead of 4 and norm=True instead of False"),
+    "ema_attention": ((8,), {"groups": 2}, "official", {"groups": 4}, "create the block with groups=4 instead of 2"),
+    "sk": ((8,), {}, "timm", {"split": True, "groups": 1},   # groups=2 without split gives these shapes too
+           "create the block with groups=1 instead of 8 and split=True instead of False, which"),
+    "gc": ((8,), {}, "timm", {"reduced_channels": 5, "epsilon": 1e-6}, "=5 instead of 2 and epsilon=1e-06 instead"),
+    "unet": ((1, 2, (4, 8)), {"variant": "monai"}, "monai", {"channels": (4, 6)}, "channels=[4, 6] instead of [4, 8]"),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_error_for_another_size_names_the_argument_that_gives_it(name):
+    args, options, source, changes, message = OTHER_SIZES[name]
+    kind = name.partition(" ")[0]
+    block = attzoo.create(kind, *args, backend="torch", **options)
+    config = block.spec.config() | changes
+    state = attzoo.export_weights(type(block)(**config), target=source)
+    with pytest.raises(ValueError) as error:   # noqa: PT011
+        attzoo.load_weights(block, state, source=source)
+    assert message in str(error.value)
+    mended = type(block)(**config)
+    attzoo.load_weights(mended, state, source=source)
+    paths = ("layer.", "stem.") if source != "keras" and kind not in ("sk", "unet") else ()
+    for path in paths:   # the block in a model, found by its path or by its kind
+        with pytest.raises(ValueError) as error:   # noqa: PT011
+            attzoo.load_weights(nn.ModuleDict({"layer": block}), prefix_all(path, state), source=source)
+        assert message.rpartition(":")[2] in str(error.value)
+
+
+def test_lists_are_read_and_parameters_without_values_are_refused():
+    block = attzoo.create("se", 8, backend="torch", dtype=torch.float64)
+    state = attzoo.export_weights(block, target="monai")
+    attzoo.load_weights(block, state | {"fc.2.bias": [0.5] * 8}, source="monai")
+    np.testing.assert_array_equal(attzoo.weights(block)["excite.bias"], np.full(8, 0.5))
+    with pytest.raises(ValueError, match="uninitialized parameter"):
+        attzoo.load_weights(block, state | {"fc.2.bias": nn.UninitializedParameter()}, source="monai")
+
+
+def test_no_argument_is_named_for_arrays_that_no_argument_gives():
+    block = attzoo.create("se", 8, backend="torch")
+    state = attzoo.export_weights(block, target="timm") | {"fc2.weight": np.ones((7, 1, 1, 1))}
+    with pytest.raises(ValueError, match=r"expected fc2.weight of shape \(8, 1\), .*, got \(7, 1, 1, 1\)$"):
+        attzoo.load_weights(block, state, source="timm")
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "mapping"])
+def test_error_without_source_names_the_sources(kind, tmp_path):
+    block = attzoo.create("se", 8, backend="torch", reduced_channels=3)
+    weights = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(block, target="monai").items()}
+    if kind != "mapping":
+        (torch.save if kind == "pth" else save_file)(weights, weights := tmp_path / f"net.{kind}")
+    others = "" if kind == "mapping" else f"{tmp_path / 'net'}.{kind} with "
+    with pytest.raises(ValueError, match=r"give source='monai' or source='moskomule', whose keys these are$") as error:
+        attzoo.load_weights(nn.Sequential(block), weights)
+    assert f"expected weights 0.squeeze.weight, 0.squeeze.bias, 0.excite.weight, 0.excite.bias, got {others}fc." in str(
+        error.value
+    )
+    for other in (attzoo.create("se", 6, backend="torch"), attzoo.create("cbam", 8, backend="torch")):
+        with pytest.raises(ValueError, match=r"if they are of another library, give source=, one of 'timm', .*'$"):
+            attzoo.load_weights(other, weights)
+
+
+def test_error_for_damaged_files_of_attzoo_does_not_name_sources(tmp_path):
+    attzoo.save(attzoo.create("se", 8, backend="torch"), tmp_path / "se.safetensors")
+    content = (tmp_path / "se.safetensors").read_bytes()
+    (tmp_path / "se.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"is not a file of attzoo.save, or is damaged: .*by attzoo.save$"):
+        attzoo.load_weights(attzoo.create("se", 8, backend="torch"), tmp_path / "se.safetensors")
+
+
+def test_blocks_whose_keys_begin_with_the_path_of_the_block_are_found():
+    """The path of the block, "0", is also in the key "paths.0" of its weights."""
+    block = attzoo.create("sk", 8, backend="torch")
+    state = prefix_all("stem.", attzoo.export_weights(block, target="timm"))
+    report = attzoo.load_weights(nn.Sequential(block), state, source="timm")
+    assert [(match.source, match.by) for match in report] == [("stem", "kind")]
 
 
 def test_negative_views_are_read():

@@ -494,7 +494,7 @@ def test_page_shows_the_output_of_its_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "attaching.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n((?:(?!```).)*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     names = {}
     for code, printed in examples:
         exec(code, names)

@@ -5,6 +5,7 @@ timm and torchvision are not in the extra `dev`; benchmarks.peers.INSTALL has th
 
 import onnxruntime
 import pytest
+import residual
 import torch
 from libraries import X, library, network
 from torch import nn
@@ -304,6 +305,7 @@ NETWORKS = {   # id -> function that creates the network, an input, block, argum
     "resnet50 of torchvision": (lambda: library("torchvision.models").resnet50(num_classes=3), X, "cbam", "residual"),
     "EfficientNet of timm": (
         lambda: library("timm").create_model("efficientnet_b0", num_classes=3), X, "eca", "residual"),
+    "network of a user": (residual.network, residual.X, "cbam", ["bn2", "stem"]),
 }
 
 
@@ -364,6 +366,54 @@ def test_feature_extractors_return_what_a_block_attends_to():
     features = extraction.create_feature_extractor(net, ["layer1", "layer4"])(X)
     stem = net.maxpool(net.relu(net.bn1(net.conv1(X))))
     assert_close(features["layer1"], net.layer1(stem))
-    backbone = library("timm").create_model("resnet18", features_only=True).eval()
-    attzoo.attach(backbone, "eca", after="residual", start="identity")
-    assert len(backbone(X)) == 5
+
+
+def timm_resnet():
+    """Return a ResNet-18 of timm with an attached ECA at the end of every residual branch, in evaluation mode."""
+    net = network("timm", "resnet18", zero_init_last=False)   # else the blocks get inputs of zeros
+    attzoo.attach(net, "eca", after="residual")
+    return net
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("features", ["layers", "hooks", "intermediates"])
+def test_feature_extraction_of_timm_includes_the_blocks(features):
+    net = timm_resnet()
+    if features == "intermediates":
+        actual, maps = net.forward_intermediates(X)
+        assert torch.equal(actual, maps[-1])
+    else:
+        options = {"feature_cls": "hook"} if features == "hooks" else {}
+        backbone = library("timm").create_model("resnet18", features_only=True, **options).eval()
+        attzoo.attach(backbone, "eca", after="residual")
+        path = "body." if features == "hooks" else ""
+        backbone.load_state_dict({f"{path}{k}": v for k, v in net.state_dict().items() if not k.startswith("fc.")})
+        maps = backbone(X)
+    assert len(maps) == 5
+    assert_close(maps[-1], net.forward_features(X))
+    attzoo.detach(net)
+    assert not torch.allclose(maps[-1], net.forward_features(X), rtol=0.01)
+
+
+def test_gradient_checkpointing_of_timm_gives_the_same_gradients():
+    gradients = []
+    for is_checkpointing in (False, True):
+        net = timm_resnet().double().train()
+        net.set_grad_checkpointing(is_checkpointing)
+        net(X.double()).square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    assert any(name.endswith("attention.conv.weight") for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        assert_close(gradients[1][name], gradient)
+
+
+def test_averaged_copy_of_timm_includes_the_blocks():
+    net = timm_resnet()
+    averaged = library("timm.utils").ModelEmaV3(net, decay=0.75)
+    (name,) = [name for name, _ in net.named_parameters() if name.startswith("layer1.0.") and "attention" in name]
+    initial = net.get_parameter(name).detach().clone()
+    with torch.no_grad():
+        net.get_parameter(name).add_(1)
+    averaged.update(net)
+    assert_close(averaged.module.get_parameter(name), 0.75 * initial + 0.25 * (initial + 1))

@@ -92,6 +92,38 @@ def test_missing_files_and_arrays_raise(hub, tmp_path):
         UNet.from_pretrained(tmp_path)
 
 
+def test_a_missing_folder_is_named_with_a_folder_of_a_similar_name(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network().save_pretrained("runs/best_net")
+    expected = "expected a folder that UNet.save_pretrained wrote, or the name of such a repository on the Hub, got"
+    for source, message in (
+        ("runs/bestnet", "'runs/bestnet', which is no folder; did you mean 'best_net'?; the repository of this"),
+        ("missing", "'missing', which is no folder; the repository of this name cannot be read: "),
+        (tmp_path / "runs" / "bestnet", "bestnet', which is no folder; did you mean 'best_net'?"),
+        ("runs/best_net/config.json", "the file 'runs/best_net/config.json': give its folder, 'runs/best_net'"),
+    ):
+        with pytest.raises(FileNotFoundError) as error:
+            UNet.from_pretrained(source)
+        assert str(error.value).startswith(expected)
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', None])
+def test_config_of_a_repository_is_checked(content, hub, tmp_path, monkeypatch):
+    """The repository is a copy in the cache of huggingface_hub, so that nothing is downloaded."""
+    snapshot = tmp_path / "models--user--net" / "snapshots" / ("0" * 40)
+    (net := network()).save_pretrained(snapshot)
+    (tmp_path / "models--user--net" / "refs").mkdir()
+    (tmp_path / "models--user--net" / "refs" / "main").write_text("0" * 40)
+    options = {"cache_dir": tmp_path, "local_files_only": True}
+    if content is None:
+        assert torch.equal(UNet.from_pretrained("user/net", **options).head.weight, net.head.weight)
+        return
+    (snapshot / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"expected a U-Net of attzoo in .*takes no argument 'model_type'"):
+        UNet.from_pretrained("user/net", **options)
+
+
 def test_changed_layers_are_refused(hub, tmp_path):
     net = network()
     net.head = torch.nn.Identity()

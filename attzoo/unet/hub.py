@@ -12,6 +12,7 @@ from typing import Any, Final
 from ..adapters import adapter
 from ..contract import choice, shorten, upgraded
 from ..extras import missing
+from ..hints import nearest
 from . import spec
 
 CONFIG: Final = "config.json"
@@ -93,12 +94,38 @@ def _create(cls: type[Any], config: Mapping[str, Any]) -> Any:
 def from_pretrained(cls: Any, source: str | os.PathLike[str], **options: Any) -> Any:
     """Return the U-Net of class `cls` from a folder or repository, as `UNet.from_pretrained` documents."""
     hub_class = _hub_class(cls, "UNet.from_pretrained")
-    if Path(source).is_dir():
-        _check_folder(Path(source))
+    _check_folder(Path(source) if Path(source).is_dir() else _config_of_repository(source, options).parent)
     loaded_net = hub_class.from_pretrained(source, **{"strict": True} | options)
     net = cls(**loaded_net.spec.config(), device="meta")
     net.load_state_dict(loaded_net.state_dict(), assign=True)
     return net.eval()
+
+
+def _config_of_repository(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
+    """Return the downloaded config.json of a repository. Raise FileNotFoundError if there is none.
+
+    options: as in `from_pretrained`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    names = ("revision", "token", "cache_dir", "local_files_only")
+    try:
+        return Path(hf_hub_download(str(source), CONFIG, **{name: options[name] for name in names if name in options}))
+    except Exception as err:   # huggingface_hub raises exceptions of many types
+        raise FileNotFoundError(_missing_text(Path(source), err)) from err
+
+
+def _missing_text(path: Path, err: Exception) -> str:
+    """Return the message for a path that is no folder, if huggingface_hub raises `err` for a repository of its name."""
+    expected = "expected a folder that UNet.save_pretrained wrote, or the name of such a repository on the Hub"
+    if path.is_file():
+        return f"{expected}, got the file {str(path)!r}: give its folder, {str(path.parent)!r}"
+    near = nearest(path.name, [config.parent.name for config in path.parent.glob(f"*/{CONFIG}")])
+    reason = ""
+    if type(err).__name__ != "HFValidationError":   # raised for a path that cannot be the name of a repository
+        text = shorten(str(err).strip().partition("\n")[0], 300)
+        reason = f"; the repository of this name cannot be read: {type(err).__name__}: {text}"
+    return f"{expected}, got {str(path)!r}, which is no folder{near}{reason}"
 
 
 @lru_cache

@@ -162,7 +162,7 @@ class UNet(SpecModule):
         Raises:
             ModuleNotFoundError: huggingface_hub is not installed.
             ValueError: config.json does not describe a U-Net.
-            OSError: a file is missing.
+            OSError: there is no such folder or repository, or a file is missing.
 
         """
         net: UNet = hub.from_pretrained(UNet, source, **options)
