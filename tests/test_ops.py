@@ -50,6 +50,31 @@ def test_nearest_resize_equals_modes_of_torch(interpolation, mode, pairs):
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_long_axes_have_exact_indices_in_keras(as_graph):
+    """Products of a position and a size, such as 100,000 * 100,002, exceed 32 bits."""
+    positions = np.arange(100_000)
+    new = np.arange(100_002, dtype=np.int64)
+    expected = {"floor": new * 100_000 // 100_002, "nearest": (2 * new + 1) * 100_000 // 200_004}
+    x = keras_ops.ops.convert_to_tensor(positions.reshape(1, -1, 1).astype(np.float32))
+    for interpolation, indices in expected.items():
+        resized = long_axis(lambda x, mode=interpolation: keras_ops.resize(x, (100_002,), mode, False), x, as_graph)
+        np.testing.assert_array_equal(resized, indices)
+    pooled = long_axis(lambda x: keras_ops.adaptive_avg_pool(x, 50_000), x, as_graph)
+    np.testing.assert_array_equal(pooled, positions.reshape(-1, 2).mean(1))
+
+
+def long_axis(function, x, as_graph):
+    """Return function(x), flat; with `as_graph` on TensorFlow from a graph in which the size of x is unknown."""
+    if as_graph:
+        if keras_ops.keras.backend.backend() != "tensorflow":
+            pytest.skip("graphs with unknown sizes need TensorFlow")
+        import tensorflow as tf
+
+        function = tf.function(function, input_signature=[tf.TensorSpec((None, None, 1))])
+    return keras_ops.ops.convert_to_numpy(function(x)).ravel()
+
+
 @cheap
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_nearest_uses_exact_integer_arithmetic(old, new):

@@ -82,6 +82,12 @@ def test_empty_batch_gives_an_empty_output(name, backend):
     assert adapter(backend).forward(case.block(backend), case.inputs(), training=False).shape == (0, 8, 4, 4)
 
 
+@every_name
+def test_empty_batch_gives_an_empty_output_of_the_spec(name):
+    case = case_of_shape(name, 0, 8, 4, 4)
+    assert case.spec(*case.inputs(), weights=case.weights()).shape == case.shapes[0]
+
+
 @every_backend
 @every_name
 @pytest.mark.case35

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -77,7 +78,8 @@ class MLCA(BlockSpec):
         p = ops.adaptive_avg_pool(x, self.local_size)                                 # (N, C, *L)
         s = ops.avg_pool(p)                                                           # (N, C)
         last = np.moveaxis(p, 1, -1)                                                  # (N, *L, C)
-        u = self._correlate(last.reshape(len(x), -1), weights["local_conv.weight"])   # (N, product of L * C)
+        rows = last.reshape(len(x), prod(last.shape[1:]))                             # (N, product of L * C)
+        u = self._correlate(rows, weights["local_conv.weight"])                       # (N, product of L * C)
         z = ops.expand(self._correlate(s, weights["conv.weight"]), x)                 # (N, C, 1..)
         local = ops.sigmoid(np.moveaxis(u.reshape(last.shape), -1, 1))                # (N, C, *L)
         unpooled = ops.adaptive_avg_pool(local, x.shape[2:])                          # (N, C, *S)

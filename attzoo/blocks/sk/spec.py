@@ -132,7 +132,7 @@ class SK(HiddenWidth):
         outputs = self.operands(x, weights=weights, training=training) if outputs is None else outputs
         s = ops.avg_pool(reduce(add, outputs))                                                       # (N, C)
         h = ops.batch_norm(ops.linear(s, weights, "reduce"), weights, "reduce_norm", training)      # (N, R)
-        z = ops.linear(ops.relu(h), weights, "select").reshape(len(x), -1, self.channels)
+        z = ops.linear(ops.relu(h), weights, "select").reshape(len(x), len(self.paths), self.channels)
         a = ops.position_softmax(z.swapaxes(1, 2))                                                   # (N, C, paths)
         return {name: ops.expand(a[..., i], x) for i, name in enumerate(self.paths)}
 

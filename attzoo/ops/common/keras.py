@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ...contract import choice, require, triton_first
 
 triton_first()
@@ -57,6 +59,19 @@ def space(x: Any, channels_last: bool) -> tuple[int, ...]:
 def sizes(x: Any) -> tuple[Any, ...]:
     """Return the spatial sizes of (N, *S, C): integers if static, else scalar tensors."""
     return tuple(ops.shape(x))[1:-1]
+
+
+def indices(formula: Callable[[Any, Any, Any], Any], old: Any, new: Any) -> Any:
+    """Return formula(arange(new), old, new) as int32, for sizes `old` and `new` of an axis, computed with 64 bits.
+
+    With 32 bits the product of a position and a size would overflow for axes of more than 46,340 pixels. JAX has no
+    64-bit integers by default, so there the limit remains in an export with unknown sizes.
+    """
+    if isinstance(old, int) and isinstance(new, int) and keras.backend.backend() != "torch":
+        return ops.convert_to_tensor(formula(np.arange(new, dtype=np.int64), old, new), "int32")
+    kind = "int32" if keras.backend.backend() == "jax" else "int64"
+    old, new = (ops.cast(n, kind) if ops.is_tensor(n) else n for n in (old, new))   # TensorFlow's are int32
+    return ops.cast(formula(ops.arange(new, dtype=kind), old, new), "int32")
 
 
 def to_last(x: Any, channels_last: bool) -> Any:

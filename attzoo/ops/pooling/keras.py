@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..common.keras import amax, from_last, mean, ops, sizes, space, stack, to_last, wide
+from ..common.keras import amax, from_last, indices, mean, ops, sizes, space, stack, to_last, wide
 
 
 def avg_pool(x: Any, channels_last: bool) -> Any:
@@ -118,8 +118,10 @@ def adaptive_avg_pool(x: Any, size: int | Sequence[Any]) -> Any:
     """
     y = ops.cast(x, wide(x.dtype))
     for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=1):
-        old, i = ops.shape(x)[axis], ops.arange(new, dtype="int32")[:, None]
-        y = _window_means(y, axis, i * old // new, ((i + 1) * old + new - 1) // new, (old + new - 1) // new + 1)
+        old = ops.shape(x)[axis]
+        low = indices(lambda i, old, new: i * old // new, old, new)
+        high = indices(lambda i, old, new: -(-(i + 1) * old // new), old, new)
+        y = _window_means(y, axis, low[:, None], high[:, None], (old + new - 1) // new + 1)
     return ops.cast(y, x.dtype)
 
 

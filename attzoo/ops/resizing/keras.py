@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..common.keras import ops, wide
+from ..common.keras import indices, ops, wide
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:
@@ -22,7 +22,7 @@ def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool)
     for axis, new in enumerate(size, start=1):
         old = ops.shape(x)[axis]
         if interpolation == "floor":
-            x = ops.take(x, ops.arange(new, dtype="int32") * old // new, axis)
+            x = ops.take(x, indices(lambda i, old, new: i * old // new, old, new), axis)
         elif interpolation == "nearest":
             x = ops.take(x, nearest(old, new), axis)
         else:
@@ -34,7 +34,7 @@ def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool)
 
 def nearest(old: Any, new: Any) -> Any:
     """Return, for each of `new` positions along an axis, the index of the nearest of `old` positions, in integers."""
-    return (2 * ops.arange(new, dtype="int32") + 1) * old // (2 * new)
+    return indices(lambda i, old, new: (2 * i + 1) * old // (2 * new), old, new)
 
 
 def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any, Any]:
