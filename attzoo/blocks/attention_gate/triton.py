@@ -274,7 +274,10 @@ def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
     norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(spec.width, spec.channels), (spec.width, spec.gating_channels), (1, spec.width)]
     convs_match = [tuple(conv.weight.shape[:2]) for conv in convs] == sizes
-    if not convs_match or any(n.weight.shape != size[:1] for n, size in zip(norms, sizes, strict=True) if spec.norm):
+    norms_match = not spec.norm or all(
+        norm.weight.shape == size[:1] for norm, size in zip(norms, sizes, strict=True)
+    )
+    if not (convs_match and norms_match):
         return "layers of the gate have other sizes than the gate created"
     if prod(spec.strides) > 1:
         return f"the kernels need stride 1, got {spec.strides}"
@@ -296,9 +299,9 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
         projection_of(block.psi, block.psi_norm),
     )
     counts = [tensor.shape[0] * prod(tensor.shape[2:]) for tensor in (x, g, x)]
-    for t, count, projection in zip((x, g, x), counts, projections, strict=True):
+    for input_tensor, count, projection in zip((x, g, x), counts, projections, strict=True):
         if projection.by_batch and count == 1:
-            raise one_value(t.shape)
+            raise one_value(input_tensor.shape)
     needs_backward = False
     if torch.is_grad_enabled():
         learned = [

@@ -37,13 +37,13 @@ class Filter(NamedTuple):
 class Saved(NamedTuple):
     """Tensors saved for the backward pass: maps (N, 2, S) and t (N, S).
 
-    With a batch norm, also the convolution's output q (N, S) and its statistics, see channel_norm.Norm; else these have
+    With a batch norm, also the convolution's output (N, S) and its statistics, see channel_norm.Norm; else these have
     no elements.
     """
 
     maps: Tensor
     t: Tensor
-    q: Tensor
+    conv_output: Tensor
     statistics: Tensor
 
 
@@ -69,7 +69,8 @@ def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
     """Return the batch norm after the convolution, with its saved tensors; None if there is no norm."""
     if conv.scale is None or conv.shift is None:
         return None
-    return channel_norm.Norm(conv.scale, conv.shift, conv.mean, conv.var, conv.eps, saved.q, saved.statistics)
+    tensors = conv.scale, conv.shift, conv.mean, conv.var
+    return channel_norm.Norm(*tensors, conv.eps, saved.conv_output, saved.statistics)
 
 
 def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Norm | None:
@@ -78,8 +79,8 @@ def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Nor
     Return the norm if it uses statistics of the batch, else None. With such a norm t is not written, because
     `passes.scale` applies the norm. Raises ValueError for statistics of a single value.
     """
-    if conv.scale is not None and conv.training and saved.q.numel() == 1:
-        raise one_value(saved.q.shape)
+    if conv.scale is not None and conv.training and saved.conv_output.numel() == 1:
+        raise one_value(saved.conv_output.shape)
     norm = norm_of(conv, saved)
     map_kernels.conv(saved.maps, conv.weight, size, saved.t, norm)
     return norm if norm is not None and norm.by_batch else None
@@ -100,11 +101,12 @@ def backward(
 
     """
     dweight, *norm_gradients = gradients
-    dq, ties = passes_backward.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)
-    if conv.scale is not None and not dq.numel():   # no program has written the sums
+    norm = norm_of(conv, saved)
+    dconv, ties = passes_backward.position_gradients(x, dy, s, saved.t, saved.maps, norm, norm_gradients)
+    if conv.scale is not None and not dconv.numel():   # no program has written the sums
         for gradient in norm_gradients:
             gradient.zero_()
-    return map_kernels.backward(dq, ties, saved.maps, conv.weight, x.shape[2:], x.shape[1], dweight)
+    return map_kernels.backward(dconv, ties, saved.maps, conv.weight, x.shape[2:], x.shape[1], dweight)
 
 
 def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
@@ -113,4 +115,4 @@ def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
     conv: the convolution and its norm. saved: tensors that the forward pass saved, with these statistics.
     """
     if conv.scale is not None and conv.training:
-        common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.q.numel())
+        common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.conv_output.numel())

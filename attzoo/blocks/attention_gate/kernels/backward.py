@@ -1,9 +1,10 @@
 """Kernels of the backward pass of the additive attention gate: each input is read once, each gradient written once.
 
 dz (N, S) is the gradient of the sigmoid's input. The kernels use e = dz where the relu's input was positive, else 0,
-(N, F, S), which is never stored. With v = scale * psi, the gradient of x is dy * alpha + W' (v e), that of W is
-v (e x'), and that of psi is e . (W x + U g + shift), which follows from sums of e x' too, so that W x and U g are not
-computed again. Each program sums e x' over a part of the positions; the parts are added up in a fixed order.
+(N, F, S), which is never stored. With scaled_psi = scale * psi, the gradient of x is dy * alpha + W' (scaled_psi e),
+that of W is scaled_psi (e x'), and that of psi is e . (W x + U g + shift), which follows from sums of e x' too, so that
+W x and U g are not computed again. Each program sums e x' over a part of the positions; the parts are added up in a
+fixed order.
 
 Batch norm in training subtracts from e its projection: e becomes e - mean(e) - slope * (W x - mean(W x)), see
 `norms.batch_terms`.
@@ -76,8 +77,8 @@ def masked_gradient(dz, bits, n, f, s, inside, S, WORDS: tl.constexpr):
     `bits` holds the signs of the relu's input, see `forward.relu_mask`. n: sample. inside: whether each position
     exists.
     """
-    d = tl.load(dz + n.to(tl.int64) * S + s, inside, 0.0)
-    return tl.where(relu_mask(bits, n, f, s, inside, S, WORDS), d[None, :], 0.0)
+    dz_tile = tl.load(dz + n.to(tl.int64) * S + s, inside, 0.0)
+    return tl.where(relu_mask(bits, n, f, s, inside, S, WORDS), dz_tile[None, :], 0.0)
 
 
 @triton.jit
@@ -91,14 +92,14 @@ def gathered_gradient(
     See `masked_gradient` for dz, bits and n, and __init__.py for sizes and constants.
     """
     qd, qh, qw = q // (OH * OW), q // OW % OH, q % OW
-    d0 = first_target(qd, OD, D, TD, CORNERS, WIDE)
-    h0 = first_target(qh, OH, H, TH, CORNERS, WIDE)
-    w0 = first_target(qw, OW, W, TW, CORNERS, WIDE)
+    first_d = first_target(qd, OD, D, TD, CORNERS, WIDE)
+    first_h = first_target(qh, OH, H, TH, CORNERS, WIDE)
+    first_w = first_target(qw, OW, W, TW, CORNERS, WIDE)
     sums = tl.zeros([BF, BS], REAL)
-    for j in range(RD * RH * RW):
-        d = d0 + j // (RH * RW)
-        h = h0 + j // RW % RH
-        w = w0 + j % RW
+    for target in range(RD * RH * RW):
+        d = first_d + target // (RH * RW)
+        h = first_h + target // RW % RH
+        w = first_w + target % RW
         weight = source_weight(d, qd, OD, D, TD, CORNERS, WIDE) * source_weight(h, qh, OH, H, TH, CORNERS, WIDE)
         weight *= source_weight(w, qw, OW, W, TW, CORNERS, WIDE)
         inside = (q < OD * OH * OW) & (weight > 0)
@@ -131,13 +132,13 @@ def relu_gradient(
 
 @triton.jit
 def product_kernel(
-    x, dy, alpha, dz, q, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
+    x, dy, alpha, dz, norm_input, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """Write dz (N, S), the gradient of the sigmoid's input, from x, dy and alpha.
 
-    If q is given, the input of psi's batch norm, sums for its backward pass are written too; see `add_gradient_sums`.
-    One program: BS positions of a sample, over all channels.
+    If `norm_input` is given, the input of psi's batch norm, sums for its backward pass are written too; see
+    `add_gradient_sums`. One program: BS positions of a sample, over all channels.
     """
     n, s = sample_and_positions(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
@@ -145,12 +146,15 @@ def product_kernel(
         c = start + tl.arange(0, BC)
         sums += load_tile(x, n, c, s, C, S, LAST).to(REAL) * load_tile(dy, n, c, s, C, S, LAST).to(REAL)
     offset = n.to(tl.int64) * S + s
-    a = tl.load(alpha + offset, s < S, 0.0)
-    d = tl.sum(sums, 0) * a * (1 - a)
-    tl.store(dz + offset, d, s < S)
-    if q is not None:
-        i, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + offset, s < S, 0.0)
-        add_gradient_sums(d, norm_input, s < S, i, programs, parts, counter, statistics, norm_sums, dscale, dshift)
+    alpha_tile = tl.load(alpha + offset, s < S, 0.0)
+    dz_tile = tl.sum(sums, 0) * alpha_tile * (1 - alpha_tile)
+    tl.store(dz + offset, dz_tile, s < S)
+    if norm_input is not None:
+        program, programs = tl.program_id(0), tl.num_programs(0)
+        norm_input_tile = tl.load(norm_input + offset, s < S, 0.0)
+        add_gradient_sums(
+            dz_tile, norm_input_tile, s < S, program, programs, parts, counter, statistics, norm_sums, dscale, dshift
+        )
 
 
 @triton.jit
@@ -167,12 +171,12 @@ def input_kernel(
     w. COMPUTE_DZ: whether to compute and store dz; then BC is all channels. FIRST_F: first inner channel of this
     launch; dx holds the sum over the inner channels before it.
     """
-    i = tl.program_id(0)
-    part = i % PARTS
-    c = i // PARTS * BC + tl.arange(0, BC)
+    program = tl.program_id(0)
+    part = program % PARTS
+    c = program // PARTS * BC + tl.arange(0, BC)
     f = FIRST_F + tl.arange(0, BF)
-    v = load_vector(folded + SCALE_ROW * F, f, F) * load_vector(folded + 3 * F, f, F)
-    transposed = tl.trans(load_weight(w, f, c, F, C) * v[:, None]).to(x.dtype.element_ty)
+    scaled_psi = load_vector(folded + SCALE_ROW * F, f, F) * load_vector(folded + 3 * F, f, F)
+    transposed = tl.trans(load_weight(w, f, c, F, C) * scaled_psi[:, None]).to(x.dtype.element_ty)
     ex_sum = tl.zeros([BF, BC], REAL)
     e_sum = tl.zeros([BF], REAL)
     dz_sum = tl.zeros([BS], REAL)
@@ -181,41 +185,41 @@ def input_kernel(
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (s < S)[None, :]
-        tile = at(n, c[:, None], s[None, :], C, S, LAST)
-        v_x = tl.load(x + tile, inside, 0.0)
+        tile_offset = at(n, c[:, None], s[None, :], C, S, LAST)
+        x_tile = tl.load(x + tile_offset, inside, 0.0)
         if dy is None:
             e = relu_gradient(
                 dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
                 TD, TH, TW, CORNERS, WIDE, COARSE, WORDS, BF, BS,
             )   # fmt: skip
         else:
-            offset = n.to(tl.int64) * S + s
-            d = tl.load(dy + tile, inside, 0.0).to(REAL)
-            a = tl.load(alpha + offset, s < S, 0.0)
+            position_offset = n.to(tl.int64) * S + s
+            dy_tile = tl.load(dy + tile_offset, inside, 0.0).to(REAL)
+            alpha_tile = tl.load(alpha + position_offset, s < S, 0.0)
             if COMPUTE_DZ:
-                d_z = tl.sum(d * v_x.to(REAL), 0) * a * (1 - a)
-                tl.store(dz + offset, d_z, s < S)
+                dz_tile = tl.sum(dy_tile * x_tile.to(REAL), 0) * alpha_tile * (1 - alpha_tile)
+                tl.store(dz + position_offset, dz_tile, s < S)
             else:
-                d_z = tl.load(dz + offset, s < S, 0.0)
-            e = tl.where(relu_mask(bits, n, f, s, s < S, S, WORDS), d_z[None, :], 0.0)
-            dz_sum += d_z
+                dz_tile = tl.load(dz + position_offset, s < S, 0.0)
+            e = tl.where(relu_mask(bits, n, f, s, s < S, S, WORDS), dz_tile[None, :], 0.0)
+            dz_sum += dz_tile
         if batch is not None:
-            t = tl.zeros([BF, BS], REAL) - load_vector(batch, f, F)[:, None]
-            t = add_projection(x, w, tl.full([BF], 1.0, REAL), n, f, s, F, C, S, t, LAST, PRECISION, BC)
-            e = e - load_vector(batch + F, f, F)[:, None] - load_vector(batch + 2 * F, f, F)[:, None] * t
+            centred = tl.zeros([BF, BS], REAL) - load_vector(batch, f, F)[:, None]
+            centred = add_projection(x, w, tl.full([BF], 1.0, REAL), n, f, s, F, C, S, centred, LAST, PRECISION, BC)
+            e = e - load_vector(batch + F, f, F)[:, None] - load_vector(batch + 2 * F, f, F)[:, None] * centred
             e = tl.where((s < S)[None, :], e, 0.0)
         e_sum += tl.sum(e, 1)
-        e = e.to(v_x.dtype)
-        d_x = add_product(transposed, e, tl.zeros([BC, BS], REAL), PRECISION)
+        e = e.to(x_tile.dtype)
+        dx_tile = add_product(transposed, e, tl.zeros([BC, BS], REAL), PRECISION)
         if FIRST_F:
-            d_x += tl.load(dx + tile, inside, 0.0).to(REAL)
+            dx_tile += tl.load(dx + tile_offset, inside, 0.0).to(REAL)
         elif dy is not None:
-            d_x += d * a[None, :]
-        tl.store(dx + tile, d_x.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
-        ex_sum = add_product(e, tl.trans(v_x), ex_sum, PRECISION)
-    offset = (part * F + f)[:, None] * C + c[None, :]
-    tl.store(sums_of_ex + offset, ex_sum, (f < F)[:, None] & (c < C)[None, :])
-    if i < PARTS:
+            dx_tile += dy_tile * alpha_tile[None, :]
+        tl.store(dx + tile_offset, dx_tile.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
+        ex_sum = add_product(e, tl.trans(x_tile), ex_sum, PRECISION)
+    sums_offset = (part * F + f)[:, None] * C + c[None, :]
+    tl.store(sums_of_ex + sums_offset, ex_sum, (f < F)[:, None] & (c < C)[None, :])
+    if program < PARTS:
         tl.store(sums_of_e + part * (F + 1) + f, e_sum, f < F)
         tl.store(sums_of_e + part * (F + 1) + F, tl.sum(dz_sum))
 

@@ -86,8 +86,8 @@ def add_projection(
     """
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
-        v = load_tile(x, n, c, s, C, S, LAST)
-        sums = add_product(load_weight(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
+        x_tile = load_tile(x, n, c, s, C, S, LAST)
+        sums = add_product(load_weight(w, f, c, F, C) * scale[:, None], x_tile, sums, PRECISION)
     return sums
 
 
@@ -110,10 +110,10 @@ def relu_mask(bits, n, f, s, inside, S, WORDS: tl.constexpr):
 
 @triton.jit
 def project_kernel(
-    g, u, folded, p, F, G, Q, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    g, u, folded, projected, F, G, Q, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write p (N, Q, F), U g times the scale of the norm; see `project`.
+    """Write `projected`, (N, Q, F), U g times the scale of the norm; see `project`.
 
     One program: BF inner channels at BS positions of a sample.
     """
@@ -122,7 +122,7 @@ def project_kernel(
     f = tl.program_id(0) % blocks * BF + tl.arange(0, BF)
     sums = tl.zeros([BF, BS], REAL)
     sums = add_projection(g, u, load_vector(folded + F, f, F), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
-    tl.store(p + at(n, f[:, None], s[None, :], F, Q, True), sums, (f < F)[:, None] & (s < Q)[None, :])
+    tl.store(projected + at(n, f[:, None], s[None, :], F, Q, True), sums, (f < F)[:, None] & (s < Q)[None, :])
 
 
 @triton.jit
@@ -142,8 +142,8 @@ def gate_kernel(
     offset = n.to(tl.int64) * S + s
     if WHOLE:
         c = tl.arange(0, BC)
-        v = load_tile(x, n, c, s, C, S, LAST)
-    z = tl.zeros([BS], REAL) + tl.load(folded + 4 * F)
+        x_tile = load_tile(x, n, c, s, C, S, LAST)
+    psi_output = tl.zeros([BS], REAL) + tl.load(folded + 4 * F)
     for block in tl.static_range(BLOCKS):
         f = block * BF + tl.arange(0, BF)
         if u is None:
@@ -153,39 +153,40 @@ def gate_kernel(
             sums = add_projection(g, u, load_vector(folded + F, f, F), n, f, s, F, G, S, sums, LAST, PRECISION, BG)
         scale = load_vector(folded, f, F)
         if WHOLE:
-            sums = add_product(load_weight(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
+            sums = add_product(load_weight(w, f, c, F, C) * scale[:, None], x_tile, sums, PRECISION)
         else:
             sums = add_projection(x, w, scale, n, f, s, F, C, S, sums, LAST, PRECISION, BC)
         sums += load_vector(folded + 2 * F, f, F)[:, None]
-        z += tl.sum(relu(sums) * load_vector(folded + 3 * F, f, F)[:, None], 0)
+        psi_output += tl.sum(relu(sums) * load_vector(folded + 3 * F, f, F)[:, None], 0)
         if bits is not None:
-            bit = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
+            sign_bits = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
             for word in tl.static_range(WORDS):
                 if word * 32 // BF == block:   # BF < 32 only if there is a single block
-                    words = tl.sum(tl.where((f // 32 == word)[:, None], bit, 0), 0)
+                    words = tl.sum(tl.where((f // 32 == word)[:, None], sign_bits, 0), 0)
                     tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + offset, words, s < S)
     if logits is not None:
-        tl.store(logits + offset, z, s < S)
+        tl.store(logits + offset, psi_output, s < S)
         count = tl.full([], N, tl.int64) * S
-        add_moments(z, s < S, tl.program_id(0), tl.num_programs(0), count, parts, counter, statistics, eps)
+        add_moments(psi_output, s < S, tl.program_id(0), tl.num_programs(0), count, parts, counter, statistics, eps)
     else:
-        a = tl.sigmoid(z)
+        coefficients = tl.sigmoid(psi_output)
         if alpha is not None:
-            tl.store(alpha + offset, a, s < S)
+            tl.store(alpha + offset, coefficients, s < S)
         if WHOLE:
-            store_product(v, a, y, n, c, s, C, S, LAST)
+            store_product(x_tile, coefficients, y, n, c, s, C, S, LAST)
         else:
             for start in range(0, C, BC):
                 c = start + tl.arange(0, BC)
-                store_product(load_tile(x, n, c, s, C, S, LAST), a, y, n, c, s, C, S, LAST)
+                store_product(load_tile(x, n, c, s, C, S, LAST), coefficients, y, n, c, s, C, S, LAST)
 
 
 @triton.jit
-def store_product(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
-    """Write v * a into y (N, C, S) at n, c and s: v (BC, BS) are elements of x, a (BS,) their coefficients."""
+def store_product(x_tile, coefficients, y, n, c, s, C, S, LAST: tl.constexpr):
+    """Write x_tile * coefficients, (BC, BS) and (BS,), into y (N, C, S) at sample n, channels c and positions s."""
     inside = (c < C)[:, None] & (s < S)[None, :]
     address = y + at(n, c[:, None], s[None, :], C, S, LAST)
-    tl.store(address, (v.to(REAL) * a[None, :]).to(y.dtype.element_ty), inside, eviction_policy="evict_first")
+    product = x_tile.to(REAL) * coefficients[None, :]
+    tl.store(address, product.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
 # ---- launching -------------------------------------------------------------------------------------------------------
@@ -216,15 +217,15 @@ def precision(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 and not allowed else "tf32"
 
 
-def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, channels_last: bool) -> None:
-    """Write U g times the scale of the norm into p (N, Q, F), on the grid of g, which has Q positions.
+def project(g: Tensor, u: Tensor, folded: Tensor, projected: Tensor, channels_last: bool) -> None:
+    """Write U g times the scale of the norm into `projected`, (N, Q, F), on the grid of g, which has Q positions.
 
     g: (N, G, *G). u: (F, G, 1, ...). folded: see projections.py. channels_last: whether g is channels last.
     """
     (N, G, Q), F = sizes(g), len(u)
     BF, BC, BS, num_warps = tile(g, F, G)
     options: dict[str, Any] = {"LAST": channels_last, "PRECISION": precision(g), "BF": BF, "BC": BC, "BS": BS}
-    args = g, u, folded, p, F, G, Q
+    args = g, u, folded, projected, F, G, Q
     programs = N * cdiv(Q, BS) * cdiv(F, BF)
     launch(project_kernel, programs, *args, **options, num_warps=num_warps, num_stages=2)
 
@@ -265,7 +266,7 @@ def gate(
     norm_args: tuple[Any, ...] = (None,) * 5
     if psi_norm is not None:
         parts = empty_float32(x, 3, programs)
-        norm_args = psi_norm.q, psi_norm.statistics, parts, counters(x, 1), psi_norm.eps
+        norm_args = psi_norm.input, psi_norm.statistics, parts, counters(x, 1), psi_norm.eps
     args = x, g, w, u, folded, *outputs, *norm_args, N, F, C, G, S, *grids.sizes
     launch(gate_kernel, programs, *args, **grids.options, **options, **tile_options)
 

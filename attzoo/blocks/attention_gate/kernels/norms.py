@@ -40,10 +40,10 @@ def moments_kernel(
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
-        t = add_projection(x, w, ones, n, f, s, F, C, S, tl.zeros([BF, BS], REAL), LAST, PRECISION, BC)
+        projected = add_projection(x, w, ones, n, f, s, F, C, S, tl.zeros([BF, BS], REAL), LAST, PRECISION, BC)
         tile_count = tl.sum((s < S).to(REAL))
-        tile_mean = tl.sum(t, 1) / tile_count
-        centred = tl.where((s < S)[None, :], t - tile_mean[:, None], 0.0)
+        tile_mean = tl.sum(projected, 1) / tile_count
+        centred = tl.where((s < S)[None, :], projected - tile_mean[:, None], 0.0)
         difference = tile_mean - mean
         total_count = count + tile_count
         mean += difference * (tile_count / total_count)
@@ -72,14 +72,14 @@ def moments_kernel(
 
 
 @triton.jit
-def load_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
-    """Load row k of each of BP parts, from part `start` on, at inner channels f: (BF, BP). parts: (PARTS, 3, F).
+def load_parts(parts, row: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
+    """Load this row of each of BP parts, from part `start` on, at inner channels f: (BF, BP). parts: (PARTS, 3, F).
 
     The result is float64, since means may be far from zero; it is 0 beyond the last part.
     """
     part = start + tl.arange(0, BP)
     inside = (f < F)[:, None] & (part < PARTS)[None, :]
-    return tl.load(parts + (part[None, :] * 3 + k) * F + f[:, None], inside, 0.0, cache_modifier=".cg").to(tl.float64)
+    return tl.load(parts + (part[None, :] * 3 + row) * F + f[:, None], inside, 0.0, cache_modifier=".cg").to(tl.float64)
 
 
 def moments(x: Tensor, w: Tensor, channels_last: bool, batch: Tensor) -> None:
@@ -112,37 +112,37 @@ def sums_kernel(
     f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
     ones = tl.full([BF], 1.0, REAL)
     e_sum = tl.zeros([BF], REAL)
-    et_sum = tl.zeros([BF], REAL)
+    product_sum = tl.zeros([BF], REAL)
     blocks = tl.cdiv(S, BS)
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
-        t = tl.zeros([BF, BS], REAL) - load_vector(statistics, f, F)[:, None]
-        t = add_projection(x, w, ones, n, f, s, F, C, S, t, LAST, PRECISION, BC)
+        centred = tl.zeros([BF, BS], REAL) - load_vector(statistics, f, F)[:, None]
+        centred = add_projection(x, w, ones, n, f, s, F, C, S, centred, LAST, PRECISION, BC)
         e = relu_gradient(
             dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
             TD, TH, TW, CORNERS, WIDE, COARSE, WORDS, BF, BS,
         )   # fmt: skip
         e_sum += tl.sum(e, 1)
-        et_sum += tl.sum(e * t, 1)
+        product_sum += tl.sum(e * centred, 1)
     row = parts + part * 3 * F
     tl.store(row + f, e_sum, f < F)
-    tl.store(row + F + f, et_sum, f < F)
+    tl.store(row + F + f, product_sum, f < F)
     if is_last(counter + tl.program_id(0) // PARTS, PARTS):
         values = tl.full([], N, tl.int64) * S
         e_sums = tl.zeros([BF, BP], tl.float64)
-        et_sums = tl.zeros([BF, BP], tl.float64)
+        product_sums = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
             e_sums += load_parts(parts, 0, f, start, F, PARTS, BP)
-            et_sums += load_parts(parts, 1, f, start, F, PARTS, BP)
+            product_sums += load_parts(parts, 1, f, start, F, PARTS, BP)
         e_total = tl.sum(e_sums, 1)
-        et_total = tl.sum(et_sums, 1)
+        product_total = tl.sum(product_sums, 1)
         mean = load_vector(statistics, f, F)
         variance = load_vector(statistics + F, f, F)
         tl.store(batch + f, mean, f < F)
         tl.store(batch + F + f, (e_total / values).to(REAL), f < F)
-        tl.store(batch + 2 * F + f, (et_total / (variance + eps) / values).to(REAL), f < F)
-        tl.store(batch + 3 * F + f, (et_total + mean * e_total).to(REAL), f < F)
+        tl.store(batch + 2 * F + f, (product_total / (variance + eps) / values).to(REAL), f < F)
+        tl.store(batch + 3 * F + f, (product_total + mean * e_total).to(REAL), f < F)
         tl.store(batch + 4 * F + f, e_total.to(REAL), f < F)
 
 

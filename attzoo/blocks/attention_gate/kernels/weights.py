@@ -1,6 +1,6 @@
 """Kernel of the gradients of the additive attention gate's parameters, from sums over x and over g.
 
-e, v and dz are those of backward.py.
+e, `scaled_psi` and dz are those of backward.py.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Gradients(NamedTuple):
 
 
 @triton.jit
-def weight_row_gradient(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
-    """Write row f of dw = v * (sum of parts), and return the dot product of row f of that sum with row f of w.
+def weight_row_gradient(parts, w, dw, scaled_psi, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
+    """Write row f of dw = scaled_psi * (sum of parts), and return the dot product of row f of that sum with row f of w.
 
-    parts: (PARTS, F, C). w, dw: (F, C). v: a number.
+    parts: (PARTS, F, C). w, dw: (F, C). scaled_psi: a number.
     """
     products = tl.zeros([BC], REAL)
     for start in range(0, C, BC):
@@ -64,7 +64,7 @@ def weight_row_gradient(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: t
             offset = (part[:, None] * F + f) * C + c[None, :]
             sums += tl.load(parts + offset, (part < PARTS)[:, None] & (c < C)[None, :], 0.0)
         row = tl.sum(sums, 0)
-        tl.store(dw + f * C + c, (v * row).to(dw.dtype.element_ty), c < C)
+        tl.store(dw + f * C + c, (scaled_psi * row).to(dw.dtype.element_ty), c < C)
         products += row * tl.load(w + f * C + c, c < C, 0.0).to(REAL)
     return tl.sum(products)
 
@@ -97,32 +97,32 @@ def weights_kernel(
     f = tl.program_id(0)
     skip_scale = tl.load(folded + f)
     gating_scale = tl.load(folded + F + f)
-    v = tl.load(folded + 3 * F + f)
+    scaled_psi = tl.load(folded + 3 * F + f)
     psi_scale = tl.load(folded + 4 * F + 1)
-    skip_sum = weight_row_gradient(skip_ex, w, dw, skip_scale * v, f, F, C, SKIP_PARTS, BP, BC)
-    gating_sum = weight_row_gradient(gating_ex, u, du, gating_scale * v, f, F, G, GATING_PARTS, BP, BC)
+    skip_sum = weight_row_gradient(skip_ex, w, dw, skip_scale * scaled_psi, f, F, C, SKIP_PARTS, BP, BC)
+    gating_sum = weight_row_gradient(gating_ex, u, du, gating_scale * scaled_psi, f, F, G, GATING_PARTS, BP, BC)
     if skip_batch is not None:
         skip_sum = tl.load(skip_batch + 3 * F + f)
         e_sum = tl.load(skip_batch + 4 * F + f)
         d_bias = e_sum * 0
     else:
         e_sum = sum_of_parts(skip_e, f, F, SKIP_PARTS, BP)
-        d_bias = skip_scale * v * e_sum
+        d_bias = skip_scale * scaled_psi * e_sum
     if dbias is not None:
         tl.store(dbias + f, d_bias.to(dbias.dtype.element_ty))
     if gating_batch is not None:
         gating_sum = tl.load(gating_batch + 3 * F + f)
         d_bias = gating_sum * 0
     else:
-        d_bias = gating_scale * v * sum_of_parts(gating_e, f, F, GATING_PARTS, BP)
+        d_bias = gating_scale * scaled_psi * sum_of_parts(gating_e, f, F, GATING_PARTS, BP)
     if dgating_bias is not None:
         tl.store(dgating_bias + f, d_bias.to(dgating_bias.dtype.element_ty))
     if dscale is not None:
-        store_norm_gradients(dscale, dshift, mean, var, bias, eps, v * skip_sum, v * e_sum, f, F)
+        store_norm_gradients(dscale, dshift, mean, var, bias, eps, scaled_psi * skip_sum, scaled_psi * e_sum, f, F)
     if dgating_scale is not None:
         store_norm_gradients(
             dgating_scale, dgating_shift, gating_mean, gating_var, gating_bias, gating_eps,
-            v * gating_sum, v * e_sum, f, F,
+            scaled_psi * gating_sum, scaled_psi * e_sum, f, F,
         )   # fmt: skip
     d_psi = skip_scale * skip_sum + gating_scale * gating_sum + tl.load(folded + 2 * F + f) * e_sum
     tl.store(dpsi + f, (psi_scale * d_psi).to(dpsi.dtype.element_ty))
@@ -136,8 +136,8 @@ def weights_kernel(
     if dpsi_scale is not None and not PSI_BY_BATCH:
         is_last_program = is_last(counter, F)
         if is_last_program:
-            k = tl.arange(0, BF)
-            products = load_vector(psi, k, F) * tl.load(totals + k, k < F, 0.0, cache_modifier=".cg")
+            inner = tl.arange(0, BF)
+            products = load_vector(psi, inner, F) * tl.load(totals + inner, inner < F, 0.0, cache_modifier=".cg")
             dz_sum = tl.load(totals + F, cache_modifier=".cg")
             store_norm_gradients(
                 dpsi_scale, dpsi_shift, psi_mean, psi_var, psi_bias, psi_eps, tl.sum(products), dz_sum, 0, 1
@@ -148,8 +148,8 @@ def weights_kernel(
 def store_norm_gradients(dscale, dshift, mean, var, bias, eps, product_sum, gradient_sum, f, F):
     """Write the gradients of a norm's scale and shift at channel f, into elements f of `dscale` and `dshift`.
 
-    With d the gradient of the norm's output, `product_sum` is the sum of d times the convolution without its bias, and
-    `gradient_sum` the sum of d. If var is None, the variance follows the mean, and the mean is without the bias.
+    `gradient_sum` is the sum of the gradient of the norm's output, and `product_sum` the sum of this gradient times the
+    convolution without its bias. If var is None, the variance follows the mean, and the mean is without the bias.
     """
     offset = 0 - tl.load(mean + f).to(REAL)
     if var is None:
@@ -158,8 +158,8 @@ def store_norm_gradients(dscale, dshift, mean, var, bias, eps, product_sum, grad
         variance = tl.load(var + f).to(REAL)
         if bias is not None:
             offset += tl.load(bias + f).to(REAL)
-    d = (product_sum + offset * gradient_sum) / tl.sqrt(variance + eps)
-    tl.store(dscale + f, d.to(dscale.dtype.element_ty))
+    scale_gradient = (product_sum + offset * gradient_sum) / tl.sqrt(variance + eps)
+    tl.store(dscale + f, scale_gradient.to(dscale.dtype.element_ty))
     tl.store(dshift + f, gradient_sum.to(dshift.dtype.element_ty))
 
 
@@ -185,7 +185,10 @@ def weight_gradients(
     F, C = w.shape[:2]
     pairs = list(zip(projections, gradients, strict=True))
     weights = [gradient for _, grads in pairs for gradient in (grads.weight, grads.bias)]
-    norms = [(p.bias, p.mean, p.var, grads.scale, grads.shift, p.eps) for p, grads in pairs]
+    norms = [
+        (projection.bias, projection.mean, projection.var, grads.scale, grads.shift, projection.eps)
+        for projection, grads in pairs
+    ]
     args: list[Any] = [skip.ex, skip.e, gating.ex, gating.e, w, u, folded, skip.batch, gating.batch, *weights]
     args += [*norms[0], *norms[1], psi.weight, *norms[2], empty_float32(w, F + 1), counters(w, 1)]
     args += [F, C, u.shape[1], len(skip.e), len(gating.e)]
