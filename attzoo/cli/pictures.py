@@ -12,10 +12,9 @@ from rich.console import Console  # noqa: TID253
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: TID253
 
 from .. import plotting
-from ..train.data import NORMALISATIONS
 from ..train.files import ignored_files
 from ..train.overview import shorten
-from .shared import Backend, backend_option, one_line, parse_integers, print_path
+from .shared import NORMALISE, Backend, backend_option, one_line, parse_integers, print_path
 
 if TYPE_CHECKING:
     from ..predict import Network
@@ -28,7 +27,7 @@ Size = Annotated[
 ]
 Normalise = Annotated[
     str | None,
-    typer.Option(metavar="HOW", help=f"Normalisation: {', '.join(NORMALISATIONS)}. Default: as in training."),
+    typer.Option(metavar="HOW", help=f"{NORMALISE} Default: as in training."),
 ]
 Overwrite = Annotated[
     bool,
