@@ -106,8 +106,8 @@ class Block(keras.layers.Layer):
             if not hasattr(x, "shape") or not hasattr(x, "dtype"):
                 hint = ": convert it, as keras.ops.convert_to_tensor does" if isinstance(x, (list, tuple)) else ""
                 raise TypeError(f"expected a tensor, got {type(x).__name__}{hint}")
-            if convert := TO_DENSE.get(type(x).__name__):
-                raise TypeError(f"expected a dense tensor, got a {type(x).__name__}: convert it, as {convert} does")
+            if conversion := TO_DENSE.get(type(x).__name__):
+                raise TypeError(f"expected a dense tensor, got a {type(x).__name__}: convert it, as {conversion} does")
         self.spec.check_inputs(*(x.shape for x in inputs), channels_last=self.channels_last)
         for x in inputs:
             if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):

@@ -26,7 +26,7 @@ class SpecModule(NamedArguments, nn.Module):
     def __init__(self, spec: AnySpec) -> None:
         super().__init__()
         self.spec = spec
-        self.accepted: list[Any] | None = None   # shape, dtype and is_meta of the inputs that were checked last
+        self.accepted_kinds: list[Any] | None = None   # shape, dtype and is_meta of the inputs that were checked last
 
     def reset_parameters(self) -> None:
         """Assign new initial values to every parameter and buffer, as the spec describes them."""
@@ -79,7 +79,7 @@ class SpecModule(NamedArguments, nn.Module):
                 raise ops.not_dense(x)
             eager = eager and type(x) in PLAIN   # sizes of a FakeTensor may be symbolic
         kinds = [(x.shape, x.dtype, x.is_meta) for x in inputs]
-        if eager and kinds == self.accepted:
+        if eager and kinds == self.accepted_kinds:
             return
         if eager and not any(x.is_meta for x in inputs):
             _check_values(self)
@@ -93,11 +93,11 @@ class SpecModule(NamedArguments, nn.Module):
                 hint = f": convert the input, x.to({own_dtype}), or the block, block.to({x.dtype})"
                 raise TypeError(f"expected the block's dtype, {own_dtype}, got {x.dtype}{hint}")
         if eager and all(own_dtype in (x.dtype, None) for x in inputs):
-            self.accepted = kinds
+            self.accepted_kinds = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Apply a function to all tensors, as nn.Module does, and forget which inputs `check_inputs` has accepted."""
-        self.accepted = None   # .half() and similar methods change the accepted dtype
+        self.accepted_kinds = None   # .half() and similar methods change the accepted dtype
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:

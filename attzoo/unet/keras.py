@@ -236,9 +236,9 @@ def _block(create_layer: Make, net: spec.UNet, path: str, block: Spec, *inputs: 
     """
     layer = create_layer(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
     y = layer(*inputs)
-    for name, own in block.weights.items():
+    for name, block_weight in block.weights.items():
         weight = net.weights[f"{path}.{name}"]
-        if weight != own:
+        if weight != block_weight:
             ops.reinitialize(ops.find(layer, name), weight)
     return y
 

@@ -224,4 +224,4 @@ def _cost(unit: Unit, sizes: Sequence[int]) -> int:
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
     """Return the options of a gate or block, with defaults of None replaced by their values; {} for None."""
-    return {key: value for key, value in block.config().items() if key not in plan.OWN} if block else {}
+    return {key: value for key, value in block.config().items() if key not in plan.SET_BY_NETWORK} if block else {}
