@@ -37,6 +37,7 @@ class Provider:
     form: str = "eager"
 
     def __str__(self) -> str:
+        """Return the library, with the backend if it is not torch, and the form if it is not eager."""
         backend = [] if self.backend == "torch" else [self.backend]
         return " ".join([self.library, *backend, *([] if self.form == "eager" else [f"({self.form})"])])
 

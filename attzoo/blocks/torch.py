@@ -101,10 +101,12 @@ class SpecModule(NamedArguments, nn.Module):
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickle and copy, with the number of its format."""
         state: dict[str, Any] = super().__getstate__()   # without the compiled call of torch.compile
         return state | {torch_pickle.KEY: torch_pickle.FORMAT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the state. A state that an earlier version pickled is converted."""
         super().__setstate__({name: value for name, value in state.items() if name != torch_pickle.KEY})
         if torch_pickle.KEY not in state:
             torch_pickle.update(self)
@@ -152,6 +154,7 @@ class Block(SpecModule):
     own_methods: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Set the class attributes that say which forms a subclass has."""
         super().__init_subclass__(**kwargs)
         cls.has_parts = bool(cls.parts)   # torch.export of 2.6 reads a bool of a class, but no dict of classes
         cls.has_kernels = cls.triton_form is not Block.triton_form
