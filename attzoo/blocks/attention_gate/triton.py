@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
 from ...fast.choice import LONGEST
-from ...fast.triton import channel_norm, passes
-from ...fast.triton.common import cdiv, empty_float32, is_channels_last, match_layout, update_running_stats
+from ...fast.triton import channel_norm, passes, running_stats
+from ...fast.triton.common import cdiv, empty_float32, is_channels_last, match_layout
 from ...ops.numpy import one_value
 from .kernels import backward as backward_kernels
 from .kernels import forward as forward_kernels
@@ -75,7 +75,8 @@ class Call(NamedTuple):
         psi = self.projections.psi
         if psi.scale is None or psi.shift is None or not psi.by_batch:
             return None
-        return channel_norm.Norm(psi.scale, psi.shift, None, None, psi.eps, saved.logits, saved.psi_statistics)
+        tensors = saved.logits, saved.psi_statistics
+        return channel_norm.Norm(psi.scale, psi.shift, running_stats.NONE, psi.eps, True, *tensors)
 
 
 class Saved(NamedTuple):
@@ -339,11 +340,11 @@ def _update_running_stats(block: Any, projections: Projections, counts: Sequence
     """
     skip, gating, psi = projections
     if skip.by_batch:
-        update_running_stats(block.skip_norm, *_mean_and_variance(saved.skip_batch, skip.bias), counts[0])
+        running_stats.update(block.skip_norm, *_mean_and_variance(saved.skip_batch, skip.bias), counts[0])
     if gating.by_batch:
-        update_running_stats(block.gating_norm, *_mean_and_variance(saved.gating_batch, gating.bias), counts[1])
+        running_stats.update(block.gating_norm, *_mean_and_variance(saved.gating_batch, gating.bias), counts[1])
     if psi.by_batch:
-        update_running_stats(block.psi_norm, saved.psi_statistics[:1], saved.psi_statistics[2:], counts[2])
+        running_stats.update(block.psi_norm, saved.psi_statistics[:1], saved.psi_statistics[2:], counts[2])
 
 
 def _mean_and_variance(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import REAL, cdiv, counters, empty_float32, is_last, launch
+from .running_stats import RunningStats, count_batch, update_channels
 
 PARTS_AT_ONCE = tl.constexpr(1024)   # number of parts that the last program adds up at a time
 POSITIONS = 1024               # number of positions of the map that a program of `backward_kernel` processes
@@ -24,8 +25,9 @@ class Norm(NamedTuple):
     """A batch norm of a map with a single channel.
 
     scale, shift: (1,).
-    mean, var: running statistics, (1,); None if the norm uses statistics of the batch.
+    running: running statistics; those that the norm uses or, `by_batch`, those that the kernels update.
     eps: added to the variance.
+    by_batch: whether the norm uses statistics of the batch.
     input: the map, (N, S).
     statistics: mean and 1 / standard deviation that the norm uses, and the unbiased variance of a batch, (3,); written
         together with the map.
@@ -33,23 +35,21 @@ class Norm(NamedTuple):
 
     scale: Tensor
     shift: Tensor
-    mean: Tensor | None
-    var: Tensor | None
+    running: RunningStats
     eps: float
+    by_batch: bool
     input: Tensor
     statistics: Tensor
-
-    @property
-    def by_batch(self) -> bool:
-        """Whether the norm uses statistics of the batch."""
-        return self.mean is None
 
 
 # ---- in kernels ------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def add_moments(values, inside, program, programs, count, parts, counter, statistics, eps):
+def add_moments(
+    values, inside, program, programs, count, parts, counter, statistics, eps,
+    running_mean, running_var, batches, momentum,
+):   # fmt: skip
     """Store count, mean and squares of this program's values; the last program writes the statistics of the batch.
 
     Args:
@@ -62,6 +62,10 @@ def add_moments(values, inside, program, programs, count, parts, counter, statis
         counter: see `is_last`.
         statistics: tensor to write, see `Norm`.
         eps: added to the variance.
+        running_mean: running statistics that the last program updates, see `RunningStats`; None for none.
+        running_var: see `running_mean`.
+        batches: see `running_mean`.
+        momentum: see `running_mean`.
 
     """
     part_count = tl.sum(inside.to(REAL))
@@ -88,6 +92,10 @@ def add_moments(values, inside, program, programs, count, parts, counter, statis
         tl.store(statistics, mean)
         tl.store(statistics + 1, 1 / tl.sqrt(total / count + eps))
         tl.store(statistics + 2, total / (count - 1))
+        if running_mean is not None:
+            channel = tl.arange(0, 1)
+            update_channels(running_mean, running_var, batches, momentum, mean, total / (count - 1), channel, 1)
+            count_batch(batches)
 
 
 @triton.jit

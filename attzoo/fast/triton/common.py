@@ -236,20 +236,3 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
     constants = [options[name] for name in kernel.arg_names[len(args) :]]
     COMPILED[key] = compiled_launch = compiled[(programs, 1, 1)], constants
     return compiled_launch
-
-
-@torch.no_grad()
-def update_running_stats(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update the running statistics of a batch norm module in place.
-
-    mean, var: mean and unbiased variance of `count` values of every channel.
-    """
-    if norm.running_mean is None or not norm.track_running_stats:
-        return
-    norm.num_batches_tracked += 1
-    if not count:
-        return
-    step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    for running, new in ((norm.running_mean, mean), (norm.running_var, var)):
-        weight = step.to(running.dtype) if isinstance(step, Tensor) else step
-        running.lerp_(new.to(running.dtype), weight)

@@ -7,6 +7,7 @@ the size of x, so the values that several taps read stay in the cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -49,7 +50,8 @@ def tap(position, tap_index, D, H, W, KD: tl.constexpr, KH: tl.constexpr, KW: tl
 
 @triton.jit
 def conv_kernel(
-    maps, weight, conv_output, coefficients, scale, shift, mean, var, statistics, parts, counter, eps, N, D, H, W,
+    maps, weight, conv_output, coefficients, scale, shift, mean, var, batches, momentum, statistics, parts, counter,
+    eps, N, D, H, W,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """Write the convolution of the maps, and coefficients = sigmoid(norm(convolution)); see `conv`.
@@ -71,7 +73,10 @@ def conv_kernel(
         tl.store(conv_output + n * S + p, sums, p < S)
     if parts is not None:
         program, programs = tl.program_id(0), tl.num_programs(0)
-        add_moments(sums, p < S, program, programs, tl.full([], N, tl.int64) * S, parts, counter, statistics, eps)
+        count = tl.full([], N, tl.int64) * S
+        add_moments(
+            sums, p < S, program, programs, count, parts, counter, statistics, eps, mean, var, batches, momentum
+        )
     else:
         if conv_output is not None:
             tl.store(statistics, tl.load(mean).to(REAL))   # the same from every program
@@ -105,13 +110,13 @@ def conv(maps: Tensor, weight: Tensor, size: Sequence[int], coefficients: Tensor
     BS = min(next_power_of_2(S), POSITIONS_PER_PROGRAM)
     programs = N * cdiv(S, BS)
     conv_output, eps = (None, None) if norm is None else (norm.input, norm.eps)
-    norm_tensors: Sequence[Tensor | None] = [None] * 5
+    norm_args: Sequence[Any] = [None] * 7
     moments: Sequence[Tensor | None] = [None] * 2
     if norm is not None:
-        norm_tensors = norm.scale, norm.shift, norm.mean, norm.var, norm.statistics
+        norm_args = norm.scale, norm.shift, *norm.running, norm.statistics
         if norm.by_batch:
             moments = empty_float32(coefficients, 3, programs), counters(coefficients, 1)
-    args = maps, weight, conv_output, coefficients, *norm_tensors, *moments, eps, N, *size_3d
+    args = maps, weight, conv_output, coefficients, *norm_args, *moments, eps, N, *size_3d
     launch(conv_kernel, programs, *args, BS=BS, num_warps=4, **kernel)
 
 

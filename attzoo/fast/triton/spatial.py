@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ...ops.numpy import one_value
-from . import channel_norm, common, passes_backward
+from . import channel_norm, passes_backward, running_stats
 from . import maps as map_kernels
 from .common import empty_float32
+from .running_stats import RunningStats
 
 NORM = "Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, float eps, bool training"
 
@@ -65,23 +66,40 @@ def allocate_saved(x: Tensor, conv: Filter) -> Saved:
     return Saved(empty_float32(x, N, 2, S), empty_float32(x, N, S), empty_float32(x, samples, S), statistics)
 
 
-def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Return the batch norm after the convolution, with its saved tensors; None if there is no norm."""
+def norm_of(conv: Filter, saved: Saved, updated: RunningStats = running_stats.NONE) -> channel_norm.Norm | None:
+    """Return the batch norm after the convolution, with its saved tensors; None if there is no norm.
+
+    updated: running statistics that the kernels update.
+    """
     if conv.scale is None or conv.shift is None:
         return None
-    tensors = conv.scale, conv.shift, conv.mean, conv.var
-    return channel_norm.Norm(*tensors, conv.eps, saved.conv_output, saved.statistics)
+    running = updated if conv.training else RunningStats(conv.mean, conv.var, None, None)
+    return channel_norm.Norm(
+        conv.scale, conv.shift, running, conv.eps, conv.training, saved.conv_output, saved.statistics
+    )
 
 
-def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Write t and the other saved tensors from `saved.maps`. `size` is the spatial size of x.
+def forward(
+    size: Sequence[int], conv: Filter, saved: Saved, updated: RunningStats
+) -> channel_norm.Norm | None:   # fmt: skip
+    """Write t and the other saved tensors from `saved.maps`.
 
     Return the norm if it uses statistics of the batch, else None. With such a norm t is not written, because
-    `passes.scale` applies the norm. Raises ValueError for statistics of a single value.
+    `passes.scale` applies the norm.
+
+    Args:
+        size: the spatial size of x.
+        conv: the convolution and its norm.
+        saved: tensors to write, except for `maps`.
+        updated: running statistics to update.
+
+    Raises:
+        ValueError: the statistics are those of a single value.
+
     """
     if conv.scale is not None and conv.training and saved.conv_output.numel() == 1:
         raise one_value(saved.conv_output.shape)
-    norm = norm_of(conv, saved)
+    norm = norm_of(conv, saved, updated)
     map_kernels.conv(saved.maps, conv.weight, size, saved.t, norm)
     return norm if norm is not None and norm.by_batch else None
 
@@ -109,10 +127,10 @@ def backward(
     return map_kernels.backward(dconv, ties, saved.maps, conv.weight, x.shape[2:], x.shape[1], dweight)
 
 
-def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
-    """Update the running statistics of the block's batch norm in place, if it uses statistics of the batch.
+def update_running_stats(norm: Any, saved: Saved) -> None:
+    """Update the running statistics of a batch norm in place, if it is in training and has any.
 
-    conv: the convolution and its norm. saved: tensors that the forward pass saved, with these statistics.
+    saved: tensors that the forward pass saved, with the statistics of the batch.
     """
-    if conv.scale is not None and conv.training:
-        common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.conv_output.numel())
+    if running_stats.has_tracked(norm):
+        running_stats.update(norm, saved.statistics[:1], saved.statistics[2:], saved.conv_output.numel())

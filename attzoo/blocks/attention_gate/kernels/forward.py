@@ -167,7 +167,10 @@ def gate_kernel(
     if logits is not None:
         tl.store(logits + offset, psi_output, s < S)
         count = tl.full([], N, tl.int64) * S
-        add_moments(psi_output, s < S, tl.program_id(0), tl.num_programs(0), count, parts, counter, statistics, eps)
+        program, programs = tl.program_id(0), tl.num_programs(0)
+        add_moments(
+            psi_output, s < S, program, programs, count, parts, counter, statistics, eps, None, None, None, None
+        )
     else:
         coefficients = tl.sigmoid(psi_output)
         if alpha is not None:
