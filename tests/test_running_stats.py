@@ -7,6 +7,11 @@ import torch
 from kernels import DEVICE, build, draw, step
 
 import attzoo
+from attzoo.fast import tape
+
+# isort: split
+# below, because `kernels` skips this module if Triton is not available
+from attzoo.blocks.attention_gate.kernels import forward as gate
 
 TOLERANCES = {"rtol": 1e-5, "atol": 1e-6}
 NORMS = {   # norms by statistics of the batch: block -> names of its norms
@@ -16,9 +21,9 @@ NORMS = {   # norms by statistics of the batch: block -> names of its norms
 all_blocks = pytest.mark.parametrize("name", NORMS)
 
 
-def build_and_inputs(name, shape=(2, 8, 4, 3)):
+def build_and_inputs(name, shape=(2, 8, 4, 3), **options):
     """Return a block with norms, and its inputs and a gradient of its output."""
-    options = {"gating_channels": 8, "inter_channels": 5} if name == "attention_gate" else {}
+    options |= {"gating_channels": 8} if name == "attention_gate" else {}
     inputs = [draw(*shape, seed=seed) for seed in range(len(attzoo.info(name).inputs) + 1)]
     return build(name, norm=True, **options), inputs
 
@@ -76,6 +81,21 @@ def test_running_statistics_match_plain_form(name, change):
             for module, mode in ((block, "triton"), (plain, "eager")):
                 with attzoo.kernels(mode):
                     module(*(x + turn for x in xs))
+    for key, expected in statistics(plain).items():
+        torch.testing.assert_close(statistics(block)[key], expected, **TOLERANCES)
+
+
+def test_average_of_all_batches_with_several_blocks_of_channels(monkeypatch):
+    """The last program of each block of channels reads the number of batches before it changes."""
+    monkeypatch.setattr(tape, "RECORDED", {})   # recordings contain tiles
+    monkeypatch.setattr(gate, "max_channels", lambda x: 16)
+    block, (*xs, _) = build_and_inputs("attention_gate", inter_channels=40)
+    for name in NORMS["attention_gate"]:
+        average_of_all_batches(getattr(block, name))
+    plain = copy.deepcopy(block)
+    for module, mode in ((block, "triton"), (plain, "eager")):
+        with attzoo.kernels(mode):
+            module(*xs)
     for key, expected in statistics(plain).items():
         torch.testing.assert_close(statistics(block)[key], expected, **TOLERANCES)
 

@@ -135,6 +135,18 @@ def add_gradient_sums(
 
 
 @triton.jit
+def input_gradient(
+    doutput, norm_input, statistics, sums, scale, offset, inside, count, BY_BATCH: tl.constexpr
+):   # fmt: skip
+    """Return the gradient of the norm's input at these offsets, where `inside`; see `backward_kernel`."""
+    gradient = tl.load(doutput + offset, inside, 0.0)
+    if BY_BATCH:
+        normalized = normalize(tl.load(norm_input + offset, inside, 0.0), statistics)
+        gradient -= (tl.load(sums) + normalized * tl.load(sums + 1)) / count
+    return gradient * (tl.load(statistics + 1) * tl.load(scale).to(REAL))
+
+
+@triton.jit
 def backward_kernel(
     doutput, norm_input, statistics, sums, scale, dinput, count, BY_BATCH: tl.constexpr, BS: tl.constexpr
 ):   # fmt: skip
@@ -144,11 +156,8 @@ def backward_kernel(
     program: BS positions of the flattened map.
     """
     s = tl.program_id(0).to(tl.int64) * BS + tl.arange(0, BS)
-    gradient = tl.load(doutput + s, s < count, 0.0)
-    if BY_BATCH:
-        normalized = normalize(tl.load(norm_input + s, s < count, 0.0), statistics)
-        gradient -= (tl.load(sums) + normalized * tl.load(sums + 1)) / count
-    tl.store(dinput + s, gradient * (tl.load(statistics + 1) * tl.load(scale).to(REAL)), s < count)
+    gradient = input_gradient(doutput, norm_input, statistics, sums, scale, s, s < count, count, BY_BATCH)
+    tl.store(dinput + s, gradient, s < count)
 
 
 # ---- launching -------------------------------------------------------------------------------------------------------

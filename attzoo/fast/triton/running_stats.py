@@ -78,12 +78,10 @@ def for_kernels(norm: Any, count: int) -> RunningStats:
 
 @torch.no_grad()
 def update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update the running statistics of a batch norm module in place, if it is in training and has any.
+    """Update the running statistics of a batch norm module that `has_tracked` in place.
 
     mean, var: mean and unbiased variance of `count` values of every channel.
     """
-    if not has_tracked(norm):
-        return
     batches = norm.num_batches_tracked
     if batches is not None:
         batches += 1
@@ -98,5 +96,5 @@ def update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
 
 
 def has_tracked(norm: Any) -> bool:
-    """Whether a norm (`nn.Identity` for none) updates running statistics in a call."""
+    """Whether a norm (`nn.Identity` or None for none) updates running statistics in a call."""
     return getattr(norm, "running_mean", None) is not None and norm.training and norm.track_running_stats

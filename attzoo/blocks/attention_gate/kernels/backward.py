@@ -23,7 +23,7 @@ from ....fast.triton import channel_norm
 from ....fast.triton.channel_norm import add_gradient_sums
 from ....fast.triton.common import PROGRAMS, REAL, at, cdiv, empty_float32, launch, sample_and_positions, sizes
 from .forward import add_product, add_projection, channels_at_once, load_tile, load_weight, precision, relu_mask
-from .projections import load_vector
+from .projections import Projection, load_vector, norm_scale
 from .resize import Grids, first_target, source_weight, target_counts
 from .tiles import BACKWARD, CENTRED, Tile, exact_tile
 from .weights import ProjectionGradients, Sums
@@ -50,6 +50,25 @@ class ReluGradient(NamedTuple):
         coarse = not self.grids.are_equal
         counts = target_counts(self.grids) if coarse else (None,) * 3
         return (*self.grids.sizes, *counts), {**self.grids.options, "COARSE": coarse, "WORDS": self.bits.shape[1]}
+
+
+class PsiNormGradient(NamedTuple):
+    """The tensors from which the gradient of the input of psi's norm is computed, if it uses batch statistics.
+
+    Attributes:
+        doutput: gradient of the norm's output, (N, S).
+        input: the norm's input, (N, S).
+        statistics: its statistics, see `channel_norm.Norm`.
+        sums: the totals of `channel_norm.add_gradient_sums`.
+        scale: the norm's scale, (1,).
+
+    """
+
+    doutput: Tensor
+    input: Tensor
+    statistics: Tensor
+    sums: Tensor | None
+    scale: Tensor
 
 
 class OutputGradient(NamedTuple):
@@ -159,23 +178,24 @@ def product_kernel(
 
 @triton.jit
 def input_kernel(
-    x, dy, w, folded, alpha, dz, bits, batch, dx, sums_of_ex, sums_of_e, N, F, C, S, PARTS,
-    D, H, W, OD, OH, OW, RD, RH, RW,
+    x, dy, w, scale, mean, var, eps, psi, psi_scale, psi_mean, psi_var, psi_eps,
+    alpha, dz, bits, batch, dx, sums_of_ex, sums_of_e, N, F, C, S, PARTS, D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
-    COARSE: tl.constexpr, SCALE_ROW: tl.constexpr, COMPUTE_DZ: tl.constexpr, FIRST_F: tl.constexpr, LAST: tl.constexpr,
+    COARSE: tl.constexpr, COMPUTE_DZ: tl.constexpr, FIRST_F: tl.constexpr, LAST: tl.constexpr,
     PRECISION: tl.constexpr, WORDS: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """Write the gradient of x or g into dx, and sums of e x' and of e; see `input_gradient`. dy is None for g.
 
-    One program: BC channels over a part of the positions of all samples. SCALE_ROW: row of `folded` with the scale of
-    w. COMPUTE_DZ: whether to compute and store dz; then BC is all channels. FIRST_F: first inner channel of this
-    launch; dx holds the sum over the inner channels before it.
+    One program: BC channels over a part of the positions of all samples. COMPUTE_DZ: whether to compute and store dz;
+    then BC is all channels. FIRST_F: first inner channel of this launch; dx holds the sum over the inner channels
+    before it.
     """
     program = tl.program_id(0)
     part = program % PARTS
     c = program // PARTS * BC + tl.arange(0, BC)
     f = FIRST_F + tl.arange(0, BF)
-    scaled_psi = load_vector(folded + SCALE_ROW * F, f, F) * load_vector(folded + 3 * F, f, F)
+    psi_factor = norm_scale(psi_scale, psi_mean, psi_var, tl.arange(0, 1), 1, psi_eps)
+    scaled_psi = norm_scale(scale, mean, var, f, F, eps) * (load_vector(psi, f, F) * psi_factor)
     transposed = tl.trans(load_weight(w, f, c, F, C) * scaled_psi[:, None]).to(x.dtype.element_ty)
     ex_sum = tl.zeros([BF, BC], REAL)
     e_sum = tl.zeros([BF], REAL)
@@ -234,8 +254,11 @@ def sigmoid_gradient(
     channels_last: bool,
     psi_norm: channel_norm.Norm | None,
     psi_gradients: ProjectionGradients,
-) -> Tensor:
+    defer_norm: bool,
+) -> tuple[Tensor, PsiNormGradient | None]:
     """Return the gradient of the sigmoid's input, or of psi's norm's input if `psi_norm` is given: (N, S).
+
+    With `psi_norm` and `defer_norm`, that gradient is not yet computed; the second result, else None, computes it.
 
     Args:
         x: (N, C, *S).
@@ -244,6 +267,7 @@ def sigmoid_gradient(
         channels_last: whether x and dy are channels last.
         psi_norm: psi's norm if it uses statistics of the batch, else None.
         psi_gradients: tensors to write, the gradients of the scale and the shift of `psi_norm`.
+        defer_norm: whether `norms.batch_terms` computes the gradient of the norm's input.
 
     """
     N, C, S = sizes(x)
@@ -252,8 +276,11 @@ def sigmoid_gradient(
     programs = N * cdiv(S, BS)
     sums = channel_norm.GradientSums.allocate(psi_norm, programs, psi_gradients.scale, psi_gradients.shift)
     launch(product_kernel, programs, x, dy, alpha, dz, *sums, C, S, LAST=channels_last, BC=BC, BS=BS, num_warps=8)
+    if psi_norm is not None and defer_norm:
+        norm_gradient = PsiNormGradient(dz, psi_norm.input, psi_norm.statistics, sums.sums, psi_norm.scale)
+        return empty_float32(x, N, S), norm_gradient
     channel_norm.backward(dz, psi_norm, sums)
-    return dz
+    return dz, None
 
 
 def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
@@ -278,9 +305,8 @@ def fits_one_tile(x: Tensor, F: int) -> bool:
 def input_gradient(
     x: Tensor,
     dx: Tensor,
-    w: Tensor,
-    folded: Tensor,
-    scale_row: int,
+    projection: Projection,
+    psi: Projection,
     gradient: ReluGradient,
     output: OutputGradient | None,
     batch: Tensor | None,
@@ -294,15 +320,15 @@ def input_gradient(
     Args:
         x: the input, x or g.
         dx: gradient to write.
-        w: weight of this input's projection, (F, C, 1, ...).
-        folded: see projections.py.
-        scale_row: row of `folded` with the scale of w: 0 for x, 1 for g.
+        projection: the projection of this input, as `Projection.with_batch_statistics` returns it.
+        psi: psi, as `Projection.without_batch_norm` returns it.
         gradient: the tensors from which e is computed.
         output: the gradient of y if the input is x; None if it is g.
         batch: see `norms.batch_terms`; None unless the norm uses statistics of the batch.
         channels_last: whether the input is channels last.
 
     """
+    w = projection.weight
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, batch is not None)
     coarse = output is None and not gradient.grids.are_equal
@@ -315,11 +341,12 @@ def input_gradient(
     dy, alpha, compute_dz = output or (None, None, False)
     grid_sizes, constants = gradient.arguments()
     num_stages = 3 if BS == 64 and not coarse else 2   # by the same sweep
-    options = {"SCALE_ROW": scale_row, "LAST": channels_last, "PRECISION": precision(x), **constants}
+    options = {"LAST": channels_last, "PRECISION": precision(x), **constants}
     options |= {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": num_stages}
     result = dx if F <= BF or dx.element_size() > 2 else torch.empty_like(dx, dtype=torch.float32)
-    tensors = x, dy, w, folded, alpha, gradient.dz, gradient.bits, batch, result, sums.ex, sums.e
-    args = *tensors, N, F, C, S, parts, *grid_sizes
+    factors = *projection.scale_arguments(), psi.weight, *psi.scale_arguments()
+    tensors = alpha, gradient.dz, gradient.bits, batch, result, sums.ex, sums.e
+    args = x, dy, w, *factors, *tensors, N, F, C, S, parts, *grid_sizes
     for first in range(0, F, BF):
         launch(input_kernel, blocks * parts, *args, COMPUTE_DZ=compute_dz and not first, FIRST_F=first, **options)
     if result is not dx:
