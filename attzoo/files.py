@@ -95,7 +95,7 @@ def open_regular(path: Path) -> BinaryIO:
             return file
         file.close()
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder", str(path))
     raise _not_regular(path, mode)
 
 
@@ -202,11 +202,12 @@ def _locked_temporary(path: Path) -> tuple[Path, BinaryIO]:
 def _lock(file: BinaryIO, wait: bool) -> bool | None:
     """Lock an open file until it is closed. With `wait`, wait for another process that has locked it.
 
-    Return True if it is locked, False if another process has locked it, None if the file system has no locks.
+    Return True if it is locked, False if another process has locked it, None if the file system has no locks. On
+    Windows, return True without a lock: there, an open file cannot be removed, which the lock is for.
     """
     try:
         fcntl: Any = import_module("fcntl")
-    except ImportError:   # Windows, where an open file cannot be removed
+    except ImportError:   # Windows
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -44,10 +44,22 @@ class PartState:
 
 
 def read_parts(parts: Sequence[Part], state: Any, source: str) -> tuple[list[tuple[Part, Part, str]], dict[str, Array]]:
-    """Return the matches, as `parts.match_parts` does, and the arrays of parts from a library's state dict.
+    """Read the arrays of blocks from a state dict of another library.
 
-    `state` may be the path of a checkpoint. The arrays are by their names in the whole model, with the current values
-    of "gamma", which no library has. Errors about a block in a model begin with its path.
+    Args:
+        parts: the blocks of a model.
+        state: the state dict, or the path of a checkpoint with it.
+        source: name of the library, such as "timm".
+
+    Returns:
+        The matches and the arrays. A match is a block, the same block with its path in the state dict, and the
+        criterion that matched them, `parts.Match.by`. The arrays are by their names in the whole model; those of
+        "gamma", which no library has, keep their values.
+
+    Raises:
+        ValueError, TypeError: the state dict does not fit the blocks. For a block inside a model, the message begins
+            with its path.
+
     """
     state = unwrapped(read_checkpoint(Path(state)) if isinstance(state, (str, os.PathLike)) else state)
     layouts = [layouts_of(part, "source", source) for part in parts]
@@ -213,14 +225,14 @@ def _has_arrays(start: str, layouts: Sequence[Keys], state: Mapping[str, Any]) -
 def _state_at(path: str, outer: str, layouts: Sequence[Keys], state: Mapping[str, Any]) -> PartState:
     """Return the arrays of the block at a path: of keys that begin with it, or of the Keras layers that it replaced."""
     path = outer + without_wrappers(f"{path}.")   # as in the keys of `unwrapped`
-    if own := {key: value for key, value in state.items() if key.startswith(path)}:
-        return PartState(own, path[:-1], "path")
+    if block_state := {key: value for key, value in state.items() if key.startswith(path)}:
+        return PartState(block_state, path[:-1], "path")
     for layout in layouts:
         if (prefix := _layer_prefix(path[:-1], layout)) is not None:
             ends = tuple(prefix + key for key in layout.names.values())
-            own = {key: value for key, value in state.items() if key.endswith(ends) and _layer_and_array(key) in ends}
-            if own:
-                return PartState(own, prefix.rstrip("_/"), "path")
+            block_state = {key: value for key, value in state.items() if _layer_and_array(key) in ends}
+            if block_state:
+                return PartState(block_state, prefix.rstrip("_/"), "path")
     return PartState({}, path[:-1], "path")
 
 
@@ -244,11 +256,11 @@ def _in_order(
             same_kind = [item for item in parts if type(item.spec) is kind]
             iterators[kind] = iter(_blocks_of_kind(same_kind, options, state, source))
         stored = next(iterators[kind])
-        own = {key: value for key, value in state.items() if key.startswith(stored.prefix)}
+        block_state = {key: value for key, value in state.items() if key.startswith(stored.prefix)}
         if stored.layout.channels_last:   # other blocks' keys may begin with this prefix too
-            own = {key: state[key] for key in stored.keys(part.spec).values()}
+            block_state = {key: state[key] for key in stored.keys(part.spec).values()}
         is_single = sum(type(item.spec) is kind for item in parts) == 1
-        part_states.append(PartState(own, stored.prefix.rstrip("._/"), "kind" if is_single else "order"))
+        part_states.append(PartState(block_state, stored.prefix.rstrip("._/"), "kind" if is_single else "order"))
     return part_states
 
 

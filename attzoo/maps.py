@@ -160,20 +160,20 @@ def _label(ax: Axes, name: str, *notes: str) -> None:
     ax.annotate(", ".join(filter(None, notes)), (0, 1), (0, 3), fontsize=8, color=GREY, **position)
 
 
-def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tuple[int, int] | None) -> None:
+def _draw_map(ax: Axes, scale: Axes, name: str, coefficients: Array, image: Array, cut: tuple[int, int] | None) -> None:
     """Draw coefficients over the image in grey, stretched to the size of the image, and their colour scale.
 
     Args:
         ax: the axes of the panel.
         scale: the axes of the colour scale.
         name: the path of the block.
-        a: the coefficients, (C, *T).
+        coefficients: (C, *T).
         image: (C, *S), the image.
         cut: the axis and the index of the drawn slice of a volume; None for an image.
 
     """
     background = plotting.to_rgb(plotting.take_slice(image.mean(axis=0, keepdims=True), cut))
-    value = plotting.take_slice(a, cut, image.shape[1:]).mean(axis=0)
+    value = plotting.take_slice(coefficients, cut, image.shape[1:]).mean(axis=0)
     low, high = _range(value)
     rows, columns = background.shape[:2]
     edges = (-0.5, columns - 0.5, rows - 0.5, -0.5)
@@ -182,7 +182,8 @@ def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tup
         value, vmin=low, vmax=high, extent=edges, cmap="viridis", alpha=0.65, aspect="auto", interpolation="nearest"
     )
     plotting.remove_ticks(ax)
-    _label(ax, name, plotting.size_text(a.shape[1:]), f"mean of {len(a)} channels" if len(a) > 1 else "")
+    channels = len(coefficients)
+    _label(ax, name, plotting.size_text(coefficients.shape[1:]), f"mean of {channels} channels" if channels > 1 else "")
     bar = scale.figure.colorbar(overlay, cax=scale)
     bar.set_ticks([low, high], labels=plotting.tick_labels(low, high))
     bar.outline.set_visible(False)

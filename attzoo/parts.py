@@ -89,6 +89,7 @@ class Part:
         self._framework.check_layers(self.block, registry.class_of(self.spec, backend))
 
     def __str__(self) -> str:
+        """Return the class and the arguments of the block, shortened, for an error."""
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
         start_text = f" with start={self.start!r}" if self.start != "default" else ""
         return f"{type(self.spec).__name__}({shorten(arguments, 160)}){start_text}"
@@ -186,12 +187,15 @@ class Loaded:
     matches: tuple[Match, ...]
 
     def __iter__(self) -> Iterator[Match]:
+        """Yield the matches, one per block."""
         return iter(self.matches)
 
     def __len__(self) -> int:
+        """Return the number of matches."""
         return len(self.matches)
 
     def __str__(self) -> str:
+        """Return a table with a row for each match."""
         rows = [(match.path or None, match.block, match.source or None, match.by) for match in self.matches]
         return text_table([("path", "block", "from", "matched by"), *rows])
 

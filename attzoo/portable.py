@@ -309,8 +309,7 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
     """Return `array` in native byte order. Raise unless it is finite, of `shape`, and exact in `dtype`.
 
     Raises TypeError if it is not a floating-point array, else ValueError. `name` is for the message. A bfloat16 array,
-        to
-    which NumPy converts bfloat16 arrays of JAX, is returned as float32.
+    to which NumPy converts bfloat16 arrays of JAX, is returned as float32.
     """
     if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
         array = array.astype(np.float32)

@@ -55,6 +55,7 @@ class Case:
         return prod(self.shapes[0]) * self.width
 
     def __str__(self) -> str:
+        """Return the block or the network with it, the shapes, dtype, layout and mode, separated by spaces."""
         size = " + ".join("x".join(map(str, shape)) for shape in self.shapes)
         block = f"{self.block} ({self.variant})" if self.variant else self.block
         subject = f"{self.network} with {block}" if self.network else block

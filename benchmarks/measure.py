@@ -41,7 +41,7 @@ class Candidate(Protocol):
         """Return the name of the group that shares a reference."""
 
     def twin(self) -> Candidate:
-        """Return a copy with another module, by which the provider is also timed against itself."""
+        """Return a candidate that builds another module, equal to this one, to time the provider against itself."""
 
     def outputs(self) -> Sequence[Tensor]:
         """Return the output and, in training, the input gradients. Raises ModuleNotFoundError if not installed."""

@@ -124,6 +124,7 @@ class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and count the storage that it allocates."""
         for storage in self._new((args, kwargs)):   # created before the call: views of it do not count
             weakref.finalize(storage, self._freed, storage._cdata, 0)
         out = func(*args, **(kwargs or {}))

@@ -60,7 +60,7 @@ class TorchCandidate:
         return "torch"
 
     def twin(self) -> TorchCandidate:
-        """Return a copy with another module, by which the provider is also timed against itself."""
+        """Return a copy with the library's name and "again", which builds another module. See `Candidate.twin`."""
         return replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
 
     @cached_property
@@ -150,6 +150,7 @@ class Backward:
         self.y: Tensor | None = None
 
     def __call__(self) -> object:
+        """Return the gradients of the inputs and the parameters."""
         if self.y is None:
             self.y = self.module(*self.leaves)
         leaves_and_parameters = [*self.leaves, *self.module.parameters()]
@@ -164,6 +165,7 @@ class Step:
         self.optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9)
 
     def __call__(self) -> object:
+        """Return the loss of the step."""
         self.optimizer.zero_grad()
         loss = self.module(*self.inputs).square().mean()
         loss.backward()

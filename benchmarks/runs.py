@@ -37,6 +37,7 @@ class Provider:
     form: str = "eager"
 
     def __str__(self) -> str:
+        """Return the library, with the backend if it is not torch, and the form if it is not eager."""
         backend = [] if self.backend == "torch" else [self.backend]
         return " ".join([self.library, *backend, *([] if self.form == "eager" else [f"({self.form})"])])
 
@@ -95,9 +96,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Return "faster", "slower" or "same" than the reference, or the status if there is no ratio.
+        """Return whether the provider is "faster" or "slower" than the reference, or takes the "same" time.
 
-        "faster" and "slower" require a difference of MIN_DIFFERENCE and disjoint quartiles of ratio and control.
+        "slower" requires that the median of `ratio` exceeds 1 + MIN_DIFFERENCE, and that the lower quartile of `ratio`
+        exceeds 1 and the upper quartile of `control`; "faster" requires the same of the inverse ratios. Return `status`
+        if the row was not timed or has no ratio.
         """
         if self.status != "timed" or self.ratio is None or self.control is None:
             return self.status

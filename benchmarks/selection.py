@@ -158,9 +158,10 @@ def time_ratio(row: Row, reference: Row) -> Spread | None:
 
 
 def plain_network(row: Row, rows: Iterable[Row]) -> Row | None:
-    """Return the row of the same network without a block, in the same setting, mode and form; None without one.
+    """Return the row of the same network without a block; None if it was not timed.
 
-    For fused kernels it is the eager form, because a network without a block has no kernels.
+    It has the same setting, mode and form: for fused kernels the eager form, because a network without a block has no
+    kernels. Of several providers, that of `row` is preferred.
     """
     form = "eager" if row.provider == FUSED else row.provider.form
     candidates = [

@@ -98,10 +98,12 @@ class Worker:
         self.flags: Mapping[str, str] = {}
 
     def __enter__(self) -> Worker:
+        """Start the process."""
         self.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """End the process."""
         self.close()
 
     def start(self) -> None:

@@ -209,7 +209,7 @@ def test_images_to_validate_on_with_other_channels_are_named(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
 def test_unit_refuses_integers_that_would_become_almost_zero(dtype, tmp_path):
-    """np.save writes NumPy's own integers in 64 bits: 255 became 2.8e-17."""
+    """NumPy's default integers have 64 bits: divided by their maximum, 255 would be 2.8e-17."""
     unit = Preparation(normalise="unit")
     small, large = BYTES[None, ..., 0].astype(dtype), (BYTES[None, ..., 0].astype(dtype) + 1) << 20
     for array in (small, large):

@@ -373,7 +373,7 @@ def test_an_image_with_pixels_that_its_file_declares_as_no_data_is_refused(array
 
 
 def test_no_data_of_a_palette_is_an_index(tmp_path):
-    """GDAL_NODATA was compared with colours: pixels without data were accepted, and measured black was refused."""
+    """GDAL_NODATA is compared with the indices in the file, not with the colours of the palette."""
     colors = np.full((3, 256), 40 * 257, np.uint16)
     colors[:, 7] = 0
     for value, is_refused in ((0, False), (7, True), (40, False)):
@@ -442,7 +442,7 @@ def test_a_tiff_with_strips_of_one_byte_gives_its_samples(tmp_path):
 ])   # fmt: skip
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp_path):
-    """A stream of data that ends early, and rightly, as a writer leaves it that was stopped: the rest became 0."""
+    """The compressed data are valid but end too early. zlib reports no error, and the missing rows would be 0."""
     extra_chunks = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
     array = below(16 if kind == 3 else 2**bits, 9, 11, channels)
     path = tmp_path / "a.png"
@@ -590,14 +590,14 @@ def test_zscore_keeps_the_contrast_of_large_numbers(dtype, offset):
 
 @pytest.mark.parametrize(("dtype", "power"), [(np.float32, -90), (np.float32, 30), (np.float64, -300)])
 def test_zscore_does_not_depend_on_the_unit_of_measurement(dtype, power):
-    """The smallest of these numbers are 0 in float32: the images became constants."""
+    """The smallest of these numbers are 0 in float32, so they are normalised before they are converted to float32."""
     image = RANDOM.normal(size=(2, 8, 8)).astype(np.float32)
     np.testing.assert_array_equal(Preparation()(np.ldexp(image.astype(dtype), power)), Preparation()(image))
 
 
 @pytest.mark.parametrize("fill", [-3.4028235e38, 9.96921e36, 1e20, -1e16])
 def test_values_that_fill_gaps_are_refused_by_zscore(fill):
-    """As GDAL and netCDF write them: beside them all that was measured becomes one number."""
+    """GDAL and netCDF write such values for missing data. After z-scoring, all other pixels would be nearly equal."""
     for dtype in (np.float32, np.float64):
         image = np.linspace(0, 1, 64, dtype=dtype).reshape(1, 8, 8)
         image[0, 0] = fill

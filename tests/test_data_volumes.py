@@ -158,7 +158,7 @@ def test_an_array_has_no_grid_to_compare(tmp_path):
 ])   # fmt: skip
 @pytest.mark.parametrize("scan", ["image", "mask"])
 def test_a_nifti_file_with_an_array_of_equal_axes_is_refused(scan, shape, refused, tmp_path):
-    """NIfTI counts x first; SimpleITK's arrays, and pictures, count it last: equal sizes don't tell them apart."""
+    """x is the first axis in NIfTI, and the last in pictures and SimpleITK's arrays; equal sizes hide the order."""
     array = np.zeros(shape, np.uint8)
     names = {"image": ("a.nii", "m.npy" if len(shape) > 2 else "m.png"), "mask": ("a.npy", "m.nii.gz")}[scan]
     for name in names:
@@ -177,7 +177,7 @@ def test_a_nifti_file_with_an_array_of_equal_axes_is_refused(scan, shape, refuse
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_voxels_that_begin_within_the_header_are_refused(kind, ending, tmp_path):
-    """As some programs write them: offset 0. The header's bytes were read as the first voxels."""
+    """Some programs write the offset 0, with which the bytes of the header would be read as the first voxels."""
     path = tmp_path / f"a{ending}"
     data = bytearray(kind(np.tile(MASK, (4, 4, 4)), AFFINE).to_bytes())
     at, format_code, first = (108, "<f", 352) if kind is nibabel.Nifti1Image else (168, "<q", 544)

@@ -625,7 +625,7 @@ def test_every_source_has_a_layout_with_its_names():
 
 
 def test_an_attribute_named_module_is_no_wrapper():
-    """Of a user's model, beside another block of the same path without it."""
+    """The paths "module.a" and "a" would be equal if "module" were taken for the prefix of DataParallel."""
     outer, inner = (attzoo.create("se", 8, reduction=4, backend="torch") for _ in range(2))
     model = nn.ModuleDict({"module": nn.ModuleDict({"a": inner}), "a": outer})
     exported = attzoo.export_weights(model, target="timm")

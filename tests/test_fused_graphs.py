@@ -23,7 +23,9 @@ def test_operators_pass_opcheck(name):
     calls, original = [], autograd.Fused.forward
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            autograd.Fused, "forward", lambda self, *args: calls.append((self, args)) or original(self, *args)
+            autograd.Fused,
+            "forward",
+            lambda self, *args, **kwargs: calls.append((self, args)) or original(self, *args, **kwargs),
         )
         assert uses_kernels(block, x)
     (fused, args), = calls

@@ -238,7 +238,7 @@ def test_symbolic_sizes_are_neither_cached_nor_specialized(name):
         y = block(*fake)
     assert not mode.shape_env.replacements
     assert all(isinstance(n, torch.SymInt) for n in y.shape[2:])
-    assert all(type(n) is int for shape, *_ in block.accepted for n in shape)
+    assert all(type(n) is int for shape, *_ in block.accepted_kinds for n in shape)
 
 
 def dynamic_context(x):

@@ -342,7 +342,7 @@ def test_results_of_files_named_by_dots_are_in_the_output_folder(network, data, 
 
 
 def test_processes_that_write_into_one_folder_keep_each_others_records(tmp_path):
-    """The second process replaced the record of the first, whose files were then taken for files of the user."""
+    """Otherwise files of a process would count as files of the user once another process has written its record."""
     outputs = [Output(tmp_path / "out", []) for _ in range(3)]   # all of them before there is a record
     for i, output in enumerate(outputs):
         output.write({tmp_path / "out" / f"{i}.png": bytes([i])})

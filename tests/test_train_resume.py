@@ -275,7 +275,7 @@ def test_resume_with_another_framework_or_number_of_devices_is_refused(name, bef
 
 
 def test_state_is_refused_as_a_network_with_the_name_of_the_best(run_of_one_epoch):
-    """The message said that a newer attzoo wrote the file."""
+    """The number of its format could be taken for that of a file of a newer attzoo."""
     message = r"resume.safetensors is not .*: it is the state of a training run, whose network is in best.safetensors"
     with pytest.raises(ValueError, match=message):
         attzoo.load(run_of_one_epoch / "resume.safetensors", backend="torch")

@@ -148,7 +148,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
     names = [name for name, w in block.spec.weights.items() if w.trainable]
     return Run(
         to_array(y, block),
-        tuple(to_array(g, block) for g in input_gradients),
+        tuple(to_array(gradient, block) for gradient in input_gradients),
         {name: canonical(by_id[id(find(block, name))], block, name) for name in names},
     )
 
@@ -254,7 +254,7 @@ def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) ->
             tape.watch(inputs)
             y = block(*inputs, training=training)
         input_gradients, weight_gradients = tape.gradient(y, [inputs, weights], output_gradients=cotangent)
-        return y, input_gradients, [tf.convert_to_tensor(g) for g in weight_gradients]
+        return y, input_gradients, [tf.convert_to_tensor(gradient) for gradient in weight_gradients]
     if backend == "torch":
         import torch
 

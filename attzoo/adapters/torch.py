@@ -125,9 +125,9 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
     names = [name for name, w in block.spec.weights.items() if w.trainable]
     y = block.train(training)(*tensors)
     sources = [*tensors, *(find(block, name) for name in names)]
-    gradients = [to_array(g) for g in torch.autograd.grad(y, sources, to_tensor(cotangent, block))]
+    gradients = [to_array(gradient) for gradient in torch.autograd.grad(y, sources, to_tensor(cotangent, block))]
     by_name = dict(zip(names, gradients[len(tensors) :], strict=True))
-    by_name = {name: g.reshape(block.spec.weights[name].shape) for name, g in by_name.items()}
+    by_name = {name: gradient.reshape(block.spec.weights[name].shape) for name, gradient in by_name.items()}
     return Run(to_array(y), tuple(gradients[: len(tensors)]), by_name)
 
 

@@ -47,11 +47,13 @@ class Block(keras.layers.Layer):
         self.channels_last = self.data_format == "channels_last"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer. Raise TypeError for inputs in a list, which Keras would accept as one input."""
         if args and isinstance(args[0], (list, tuple)) and all(hasattr(x, "shape") for x in args[0]):
             raise TypeError(f"expected tensors as separate arguments, as block(x, g), got a {type(args[0]).__name__}")
         return super().__call__(*args, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Wrap the method `attention` of a subclass by `for_symbols_and_variables`."""
         super().__init_subclass__(**kwargs)
         if "attention" in vars(cls):
             cls.attention = for_symbols_and_variables(cls.attention)
@@ -106,8 +108,8 @@ class Block(keras.layers.Layer):
             if not hasattr(x, "shape") or not hasattr(x, "dtype"):
                 hint = ": convert it, as keras.ops.convert_to_tensor does" if isinstance(x, (list, tuple)) else ""
                 raise TypeError(f"expected a tensor, got {type(x).__name__}{hint}")
-            if convert := TO_DENSE.get(type(x).__name__):
-                raise TypeError(f"expected a dense tensor, got a {type(x).__name__}: convert it, as {convert} does")
+            if conversion := TO_DENSE.get(type(x).__name__):
+                raise TypeError(f"expected a dense tensor, got a {type(x).__name__}: convert it, as {conversion} does")
         self.spec.check_inputs(*(x.shape for x in inputs), channels_last=self.channels_last)
         for x in inputs:
             if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):
@@ -170,7 +172,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
     @wraps(attention)
     def call(block: Any, *inputs: Any, **kwargs: Any) -> Any:
-        """Return the coefficients for these inputs."""
+        """Return the coefficients for inputs that may be KerasTensors or variables."""
         if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
             return block(*inputs, **kwargs, attention_only=True)
         return attention(block, *(_as_called(block, without_variable(x)) for x in inputs), **kwargs)

@@ -26,7 +26,7 @@ class SpecModule(NamedArguments, nn.Module):
     def __init__(self, spec: AnySpec) -> None:
         super().__init__()
         self.spec = spec
-        self.accepted: list[Any] | None = None   # shape, dtype and is_meta of the inputs that were checked last
+        self.accepted_kinds: list[Any] | None = None   # shape, dtype and is_meta of the inputs that were checked last
 
     def reset_parameters(self) -> None:
         """Assign new initial values to every parameter and buffer, as the spec describes them."""
@@ -79,7 +79,7 @@ class SpecModule(NamedArguments, nn.Module):
                 raise ops.not_dense(x)
             eager = eager and type(x) in PLAIN   # sizes of a FakeTensor may be symbolic
         kinds = [(x.shape, x.dtype, x.is_meta) for x in inputs]
-        if eager and kinds == self.accepted:
+        if eager and kinds == self.accepted_kinds:
             return
         if eager and not any(x.is_meta for x in inputs):
             _check_values(self)
@@ -93,18 +93,20 @@ class SpecModule(NamedArguments, nn.Module):
                 hint = f": convert the input, x.to({own_dtype}), or the block, block.to({x.dtype})"
                 raise TypeError(f"expected the block's dtype, {own_dtype}, got {x.dtype}{hint}")
         if eager and all(own_dtype in (x.dtype, None) for x in inputs):
-            self.accepted = kinds
+            self.accepted_kinds = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Apply a function to all tensors, as nn.Module does, and forget which inputs `check_inputs` has accepted."""
-        self.accepted = None   # .half() and similar methods change the accepted dtype
+        self.accepted_kinds = None   # .half() and similar methods change the accepted dtype
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickle and copy, with the number of its format."""
         state: dict[str, Any] = super().__getstate__()   # without the compiled call of torch.compile
         return state | {torch_pickle.KEY: torch_pickle.FORMAT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the state. A state that an earlier version pickled is converted."""
         super().__setstate__({name: value for name, value in state.items() if name != torch_pickle.KEY})
         if torch_pickle.KEY not in state:
             torch_pickle.update(self)
@@ -152,6 +154,7 @@ class Block(SpecModule):
     own_methods: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Set the class attributes that say which forms a subclass has."""
         super().__init_subclass__(**kwargs)
         cls.has_parts = bool(cls.parts)   # torch.export of 2.6 reads a bool of a class, but no dict of classes
         cls.has_kernels = cls.triton_form is not Block.triton_form

@@ -41,6 +41,7 @@ class Card(Description):
         return self.markdown()
 
     def __str__(self) -> str:
+        """Return the card as plain text, in the width of the terminal, at most 100 columns."""
         return self.plain(width=min(100, get_terminal_size().columns))
 
 

@@ -41,6 +41,7 @@ class Argument:
     channels_of: str = ""
 
     def __str__(self) -> str:
+        """Return the argument as in a signature: its name, with the default if it has one."""
         return self.name if self.required else f"{self.name}={self.default!r}"
 
 

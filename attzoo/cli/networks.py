@@ -11,9 +11,8 @@ import typer  # noqa: TID253
 
 from ..contract import choice, short_repr
 from ..data import parse_labels
-from ..train.data import NORMALISATIONS
 from ..train.settings import AUTO, LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
-from .shared import Backend, backend_option, parse_integers, parse_numbers, print_path
+from .shared import NORMALISE, Backend, backend_option, parse_integers, parse_numbers, print_path
 
 
 def _one_of(words: tuple[str, ...], subject: str, note: str = "") -> Any:
@@ -31,7 +30,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out with its saved settings.")
     ] = False,
-    recipe: Annotated[str | None, _one_of(tuple(RECIPES), "Published settings; other options override them")] = None,
+    recipe: Annotated[
+        str | None, _one_of(tuple(RECIPES), "Published settings", " Other options override them.")
+    ] = None,
     dims: Annotated[int | None, typer.Option(metavar="2|3", help="2 for images, 3 for volumes.  [2]")] = None,
     size: Annotated[
         str | None,
@@ -84,7 +85,7 @@ def train(
     phantoms: Annotated[
         int | None, typer.Option(metavar="N", help="Number of phantoms, if --data is not set.  [160]")
     ] = None,
-    normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Normalisation of each image", "  [zscore]")] = None,
+    normalise: Annotated[str | None, typer.Option(metavar="NAME", help=f"{NORMALISE}  [zscore]")] = None,
     flip: Annotated[
         bool | None,
         typer.Option(
@@ -163,7 +164,7 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(metavar="N", help="Batches per optimizer step, whose gradients are averaged.  [1]")
     ] = None,
-    precision: Annotated[str | None, _one_of(PRECISIONS, "Arithmetic; weights are float32", "  [float32]")] = None,
+    precision: Annotated[str | None, _one_of(PRECISIONS, "Arithmetic", " Weights are float32.  [float32]")] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(metavar="N", help="Save the network every N epochs, besides the best one.")
     ] = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +12,9 @@ from rich.console import Console  # noqa: TID253
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: TID253
 
 from .. import plotting
-from ..train.data import NORMALISATIONS
 from ..train.files import ignored_files
 from ..train.overview import shorten
-from .shared import Backend, backend_option, one_line, parse_integers, print_path
+from .shared import NORMALISE, Backend, backend_option, one_line, parse_integers, print_path
 
 if TYPE_CHECKING:
     from ..predict import Network
@@ -26,7 +27,7 @@ Size = Annotated[
 ]
 Normalise = Annotated[
     str | None,
-    typer.Option(metavar="HOW", help=f"Normalisation: {', '.join(NORMALISATIONS)}. Default: as in training."),
+    typer.Option(metavar="HOW", help=f"{NORMALISE} Default: as in training."),
 ]
 Overwrite = Annotated[
     bool,
@@ -75,11 +76,8 @@ def predict(
         typer.echo(f"windows are {plotting.size_text(network.patch_size)}, by {network.settings}", err=True)
     if source.is_dir() and (ignored := ignored_files(source)):
         typer.echo(f"ignored, not images: {shorten(ignored)}", err=True)
-    columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("")
-        failures: list[Exception] = []
+    failures: list[Exception] = []
+    with _progress_bar() as on_progress:
         try:
             written = predict_files(
                 network,
@@ -90,7 +88,7 @@ def predict(
                 batch=batch,
                 overlays=overlays,
                 overwrite=overwrite,
-                on_progress=lambda done, count: bar.update(task, completed=done, total=count),
+                on_progress=on_progress,
             )
         except Unfinished as err:
             written, failures = err.written, [err, *err.failures.values()]
@@ -99,6 +97,19 @@ def predict(
         typer.echo(f"attzoo: {one_line(failure)}", err=True)
     if failures:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar during the `with` block, if standard error is a terminal.
+
+    Yields a function that sets the number of finished inputs and the number of all inputs.
+    """
+    columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+        yield lambda finished_count, count: bar.update(task, completed=finished_count, total=count)
 
 
 def maps(

@@ -17,8 +17,10 @@ from rich.text import Text  # noqa: TID253
 
 from ..contract import short_repr
 from ..registry import known_name
+from ..train.data import NORMALISATIONS
 
 KERAS_ERROR: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
+NORMALISE: Final = f"Normalisation: {', '.join(f'{name} ({text})' for name, text in NORMALISATIONS.items())}."
 COLOR_CODES: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -138,6 +138,7 @@ class Unsupported:
     keys: Mapping[str, tuple[int | None, ...]]
 
     def __str__(self) -> str:
+        """Return the class with its library and the reason, for an error."""
         return f"{self.module} of {self.library}, which {self.reason}"
 
 

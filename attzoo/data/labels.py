@@ -129,7 +129,8 @@ def shown(counts: Mapping[Any, int]) -> str:
     '0 in 90 pixels, 128 in 10 pixels'
     """
     most_frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:MAX_LISTED])
-    texts = [f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in most_frequent]
+    names = [f"({text_of(value)})" if isinstance(value, tuple) else value for value in most_frequent]
+    texts = [f"{name} in {counts[value]} pixels" for name, value in zip(names, most_frequent, strict=True)]
     remaining = len(counts) - len(most_frequent)
     return ", ".join(texts) + (f" and {remaining} more values" if remaining else "")
 

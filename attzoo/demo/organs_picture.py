@@ -91,7 +91,7 @@ def _panels(examples: Examples, row: int) -> list[NDArray[Any]]:
     image, predictions = examples.images[row], examples.predictions
     masks = [examples.masks, predictions["plain"]["torch"], *(predictions["gated"][backend] for backend in BACKENDS)]
     overlays = [plotting.overlay_classes(image, mask[row], ORGANS) for mask in masks]
-    return [plotting.to_rgb(image), *overlays, *(a[row, 0] for a in examples.gates.values())]
+    return [plotting.to_rgb(image), *overlays, *(array[row, 0] for array in examples.gates.values())]
 
 
 def _gate_headings(examples: Examples) -> list[str]:

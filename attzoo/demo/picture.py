@@ -97,9 +97,9 @@ def _figure_with_grid(digits: int, blocks: int) -> tuple[Figure, GridSpec]:
     return figure, grid
 
 
-def _flatten(a: Array) -> Array:
+def _flatten(coefficients: Array) -> Array:
     """Return coefficients (N, C, 1, 1) as (N, C), and others (N, 1 or C, H, W) averaged over channels, (N, H, W)."""
-    return a[:, :, 0, 0] if a.shape[2:] == (1, 1) else a.mean(axis=1)
+    return coefficients[:, :, 0, 0] if coefficients.shape[2:] == (1, 1) else coefficients.mean(axis=1)
 
 
 def _draw_digit(ax: Axes, image: Array) -> None:
@@ -139,7 +139,7 @@ def _draw_maps(panels: Panels, scale: Axes, values: Mapping[str, Array], images:
         values: the coefficients (N, H, W), by backend.
         images: (N, 1, H, W), the digits.
     """
-    low, high = min(a.min() for a in values.values()), max(a.max() for a in values.values())
+    low, high = min(array.min() for array in values.values()), max(array.max() for array in values.values())
     for backend, axes in panels.items():
         for ax, value, image in zip(axes, values[backend], images, strict=True):
             mapped = ax.imshow(value, cmap="viridis", vmin=low, vmax=high)
@@ -171,7 +171,7 @@ def _draw_bars(panels: Panels, values: Mapping[str, Array]) -> None:
         panels: the axes of each digit, by backend.
         values: the coefficients (N, C), by backend.
     """
-    half_range = max(np.abs(a - NEUTRAL).max() for a in values.values())
+    half_range = max(np.abs(array - NEUTRAL).max() for array in values.values())
     for backend, axes in panels.items():
         for ax, value in zip(axes, values[backend], strict=True):
             ax.bar(range(len(value)), value - NEUTRAL, bottom=NEUTRAL, width=0.75, color=COLORS[backend])

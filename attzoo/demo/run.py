@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -98,24 +99,14 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # no log messages of TensorFlow
     _import_modules("rich", "sklearn", "matplotlib")
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console.print("loading PyTorch and Keras")
-    contract.triton_first()
-    modules = dict(zip(BACKENDS, _import_modules(f"{__package__}.torch", f"{__package__}.keras"), strict=True))
-    _import_modules(*(f"{organs.TRAINERS}.{backend}" for backend in BACKENDS))
-    data = digits()
-    columns = TextColumn("{task.description:<30}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress, modules["torch"].one_thread():
-        steps = digits_epochs * (len(data.labels) // BATCH) * len(BACKENDS) * (1 + len(names))
-        task = progress.add_task("", total=steps + organs.step_count(unet_epochs))
-
-        def on_step(description: str) -> None:
-            """Advance the progress bar by one step, and show a description of the training."""
-            progress.update(task, advance=1, description=description)
-
+    modules, data = _network_modules(), digits()
+    steps = digits_epochs * (len(data.labels) // BATCH) * len(BACKENDS) * (1 + len(names))
+    steps += organs.step_count(unet_epochs)
+    with _progress_bar(console, steps) as on_step, modules["torch"].one_thread():
         results, attention = train_blocks(names, modules, data, digits_epochs, out, on_step)
         unets, examples = organs.train_unets(out / "weights", unet_epochs, on_step)
     settings = _settings(digits_epochs, unet_epochs, modules["keras"].keras.backend.backend())
@@ -130,6 +121,28 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
     console.print(unet_table(unets))
     for name, content in FILES.items():
         console.print(f"{out / name}: {content}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _network_modules() -> dict[str, Any]:
+    """Import both frameworks and the trainers of the U-Nets. Return the module with the demo's network, by backend."""
+    contract.triton_first()
+    modules = dict(zip(BACKENDS, _import_modules(f"{__package__}.torch", f"{__package__}.keras"), strict=True))
+    _import_modules(*(f"{organs.TRAINERS}.{backend}" for backend in BACKENDS))
+    return modules
+
+
+@contextmanager
+def _progress_bar(console: Any, steps: int) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar of `steps` steps during the `with` block.
+
+    Yields a function that advances the bar by one step, and shows its argument, a description of the training.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description:<30}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=steps)
+        yield lambda description: progress.update(task, advance=1, description=description)
 
 
 def _settings(digits_epochs: int, unet_epochs: int, keras_backend: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -28,7 +29,7 @@ class Fused:
             in order (None for those that it does not have), `fixed` tensors without a gradient, then options.
         saved_count: number of tensors that `outputs` returns after y.
         outputs: `outputs(*args)` allocates y and the saved tensors, from shapes alone.
-        forward: `forward(args, outputs)` writes into the tensors of `outputs`.
+        forward: `forward(args, outputs, *updated)` writes into the tensors of `outputs`; `updated` is that of a call.
         backward: `backward(dy, args, y, saved, gradients)` writes into the tensors of `gradients`.
         inputs: number of inputs of the block, a shortcut included.
         fixed: number of tensors without a gradient, such as running statistics.
@@ -62,24 +63,39 @@ class Fused:
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, saved_count)
 
-    def __call__(self, block: nn.Module, *args: Any, **options: Any) -> Sequence[Tensor]:
+    def __call__(
+        self, block: nn.Module, *args: Any, updated: Sequence[Sequence[Any]] = (), **options: Any
+    ) -> Sequence[Tensor]:   # fmt: skip
         """Return y and the saved tensors for the operator's arguments `args`.
 
-        Weights are made contiguous, because the kernels assume row-major order. `options` are keyword arguments for
-        the block's plain form.
+        Weights are made contiguous, because the kernels assume row-major order.
+
+        Args:
+            block: the block.
+            args: the operator's arguments.
+            updated: groups of tensors that the forward pass updates in place, such as running statistics, and options
+                of the update. Without effect in a graph, whose operators update nothing in place.
+            options: keyword arguments for the block's plain form.
         """
         weights = [tensor.contiguous() if isinstance(tensor, Tensor) else tensor for tensor in args[self.inputs :]]
         args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
         if not torch.is_grad_enabled():   # the autograd.Function would only cost time
-            return self.forward(*args)
-        return self.function.apply(PlainRerun(self.plain, block, options), *args)
+            return self.forward(*args, updated=updated)
+        return self.function.apply(PlainRerun(self.plain, block, options), updated, *args)
 
-    def forward(self, *args: Any) -> tuple[Tensor, ...]:
-        """Return y and the saved tensors for the operator's arguments, without autograd."""
+    def forward(self, *args: Any, updated: Sequence[Sequence[Any]] = ()) -> tuple[Tensor, ...]:
+        """Return y and the saved tensors for the operator's arguments, without autograd.
+
+        updated: as for a call.
+        """
         outputs = tuple(self.outputs(*args))
-        self._run(self.write, args, (), outputs, args, outputs)
+        values = list(chain.from_iterable(updated))
+        updated_tensors = [value for value in values if isinstance(value, Tensor)]
+        self._run(self.write, (*args, *values), (), (*updated_tensors, *outputs), args, outputs, *updated)
+        if updated_tensors:
+            torch.autograd.graph.increment_version(updated_tensors)
         return outputs
 
     def _run(
@@ -87,8 +103,8 @@ class Fused:
     ) -> None:
         """Call write(*write_args), or repeat the recording of an earlier call (see tape.py).
 
-        The tensors of the pass are `first_tensors`, those among the operator's arguments `args`, and `last_tensors`, in
-        this order.
+        The tensors of the pass are `first_tensors`, those of the operator, which `args` begin with, and `last_tensors`,
+        in this order. The launches depend on `args`.
         """
         device = args[0].device
         distinct = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
@@ -136,9 +152,9 @@ def _function(fused: Fused) -> type[torch.autograd.Function]:
         """The `autograd.Function` of `fused`."""
 
         @staticmethod
-        def forward(ctx: Any, plain: PlainRerun, *args: Any) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, plain: PlainRerun, updated: Sequence[Sequence[Any]], *args: Any) -> tuple[Tensor, ...]:
             """Return y and the saved tensors; `plain` reruns the plain form for differentiable gradients."""
-            outputs = fused.forward(*args)
+            outputs = fused.forward(*args, updated=updated)
             ctx.plain, ctx.options = plain, args[fused.tensors :]
             ctx.save_for_backward(*fused.saved(args, outputs))
             ctx.mark_non_differentiable(*outputs[1:])
@@ -155,7 +171,7 @@ def _function(fused: Fused) -> type[torch.autograd.Function]:
                 gradients = ctx.plain.gradients(saved[: fused.learned], dy)
             else:
                 gradients = fused.backward(dy, saved, ctx.options)
-            return None, *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
+            return None, None, *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 
     return Call
 

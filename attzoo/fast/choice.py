@@ -184,11 +184,12 @@ def _refusal_of_modules(block: Any) -> str | None:
         type(part) is not kind for part, kind in zip(parts, block.parts.values(), strict=True)
     ):
         return "the block or a block inside it is of a subclass, whose changes the kernels would ignore"
-    own = [block, *parts]
-    if not all(guard.is_unmodified(part, type(part)) for part in own):
+    checked_parts = [block, *parts]
+    if not all(guard.is_unmodified(part, type(part)) for part in checked_parts):
         return "a method of the block is replaced, as attention_maps replaces attention"
     modules = list(block.modules())
-    if not all(_has_standard_options(part, block) for part in modules if not any(part is p for p in own)):
+    layers = [module for module in modules if not any(module is part for part in checked_parts)]
+    if not all(_has_standard_options(layer, block) for layer in layers):
         return "a layer of the block differs from the one that its class creates"
     if any(guard.has_hooks(part) for part in modules[1:]):
         return "a layer of the block has a hook, which the kernels would not call"

@@ -69,6 +69,6 @@ def _infer(x: Tensor, compute_s: Coefficients, compute_t: Coefficients) -> Tenso
     s = compute_s(*pools_of(x))
     y, maps = torch.empty_like(x), empty_maps(x)
     for samples in parts(x):
-        z = torch.mul(x[samples], expand(s[samples], x), out=y[samples])
-        write_maps(flatten_space(z), maps[samples].flatten(2))
+        scaled = torch.mul(x[samples], expand(s[samples], x), out=y[samples])
+        write_maps(flatten_space(scaled), maps[samples].flatten(2))
     return y.mul_(compute_t(maps))

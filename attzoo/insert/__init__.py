@@ -125,4 +125,5 @@ def _framework(model: Any) -> Any:
 
 
 def __getattr__(name: str) -> Any:
+    """Return the object with an earlier name, with a warning."""
     return moved(__name__, name, {"Place": "attzoo.insert.report.Entry"})

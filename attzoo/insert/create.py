@@ -29,13 +29,15 @@ def images(shape: tuple[int, ...]) -> Array:
 def candidate_arguments(
     name: str, source: Source, from_shapes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Yield arguments, without the channels, with which a block may compute the same as attention of a source.
+    """Yield sets of arguments, without the channels, with which a block may compute the same as a library's attention.
 
     Args:
         name: name of the block.
-        source: the source, whose choices are the arguments that no array determines, such as the gate.
+        source: the library's attention. Each of its `choices` is a set of arguments that no array determines, such as
+            the gate.
         from_shapes: the arguments that the shapes of the arrays determine.
-        options: arguments from the user, which override the others, also by a variant or by a rule such as `reduction`.
+        options: arguments from the user. They are in every set. Arguments that they determine otherwise, by a variant
+            or by a rule such as `reduction` for the number of hidden units, are in none.
 
     """
     overridden = {"channels"} | _overridden(name, options)
@@ -44,7 +46,10 @@ def candidate_arguments(
 
 
 def _overridden(name: str, options: Mapping[str, Any]) -> set[str]:
-    """Return the names of the arguments that `options` set, also by a variant or by a rule such as `reduction`."""
+    """Return the names of the arguments that `options` determine: directly, by a variant, or by a rule.
+
+    An example of a rule is `reduction`, which determines `reduced_channels`.
+    """
     variant = next((value for key, value in registry.variants(name).items() if key == options.get("variant")), None)
     overridden = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
     spec: Any = registry.get(name, backend="numpy")

@@ -49,6 +49,7 @@ def layers_of(model: Any) -> dict[str, Any]:
     visited: set[int] = set()
 
     def walk(parent: Any, prefix: str) -> None:
+        """Add the layers of a model whose path is `prefix`, and those of models in it."""
         for layer in parent.layers:
             if id(layer) in visited:
                 continue
@@ -81,6 +82,7 @@ def copy_model(model: Any, call: Call) -> Any:
             return copy
 
         def call_layer(copied_layer: Any, *args: Any, **kwargs: Any) -> Any:
+            """Return the outputs of a copied layer, from the function `call`."""
             _, original, path = copies[layer_ids[copied_layer.name]]
             return call(path, copied_layer, original, *args, **kwargs)
 

@@ -65,12 +65,15 @@ class Report:
         return sum(known_macs) if len(known_macs) == len(self.entries) else None
 
     def __iter__(self) -> Iterator[Entry]:
+        """Yield the entries, one per block."""
         return iter(self.entries)
 
     def __len__(self) -> int:
+        """Return the number of blocks."""
         return len(self.entries)
 
     def __str__(self) -> str:
+        """Return a table with a row for each block, and the totals."""
         headings = ("path", "block", "channels", "parameters", "MACs", "weights")
         rows = [
             (entry.path, entry.block, entry.channels, entry.parameters, entry.macs, entry.weights)

@@ -240,9 +240,9 @@ def _replacement(
 
 def _check_not_shared(model: nn.Module, host: Host) -> None:
     """Raise ValueError if parameters of a module are used elsewhere, where the block would not share them."""
-    own = {id(parameter) for parameter in host.module.parameters()}
+    parameter_ids = {id(parameter) for parameter in host.module.parameters()}
     paths = tuple(f"{path}." for path in _paths_of(model, host.module))
     for path, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in own and not path.startswith(paths):
+        if id(parameter) in parameter_ids and not path.startswith(paths):
             fix = "use one module at both positions, which swap replaces by one block"
             raise ValueError(f"expected {host.path!r} with parameters of its own, got one that is also {path!r}: {fix}")

@@ -17,4 +17,5 @@ from .weights.keras import *
 
 
 def __getattr__(name: str) -> Any:
+    """Return the object with an earlier name, with a warning."""
     return moved(__name__, name, {"Block": "attzoo.blocks.keras.Block", "start": "attzoo.ops.keras.initialize"})

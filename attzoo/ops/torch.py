@@ -28,6 +28,7 @@ for _name in _WRAPPED:
 
 
 def __getattr__(name: str) -> Any:
+    """Return the object with an earlier name, with a warning."""
     names = {"start": "initialize", "factory": "factory_options", "normalise": "apply_norm"}
     locations = {old: f"{__name__}.{new}" for old, new in names.items()}
     return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block"} | locations)

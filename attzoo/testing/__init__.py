@@ -320,7 +320,10 @@ def _raises(call: Callable[[], Any]) -> bool:
 
 
 def _specs_with_other_values(case: Case, argument: str) -> Iterator[Spec]:
-    """Yield the spec of the case with each valid value of one argument."""
+    """Yield the spec of the case with other values of one argument, without those that the class refuses.
+
+    The values are the block's CHOICES, or for an argument without choices two other numbers of channels.
+    """
     for value in choices(type(case.spec)).get(argument, (case.channels + 1, 2 * case.channels)):
         try:
             yield type(case.spec)(**({"channels": case.channels} | dict(case.options) | {argument: value}))

@@ -56,9 +56,8 @@ def open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> Sta
     """Return the state of the run in folder `out` if `resume`, else that of a new run.
 
     Raises ValueError if there is no run to resume, or if a new run would be in a folder with files. Such files are
-        checked
-    only if `is_first`, in the first of several processes. Raises FileNotFoundError if the data of the run to resume are
-    missing.
+    checked only if `is_first`, in the first of several processes. Raises FileNotFoundError if the data of the run to
+    resume are missing.
     """
     if resume:
         state.settings_to_resume(out, settings.config())

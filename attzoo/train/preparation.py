@@ -31,7 +31,11 @@ from ..data.reading import check_range
 from ..plotting import size_text
 
 MAX_RESAMPLED: Final = 2**30   # largest number of pixels of a resampled image; volumes have up to 2**27
-NORMALISATIONS: Final = ("zscore", "unit", "none")
+NORMALISATIONS: Final = {   # name -> what it does, for help texts
+    "zscore": "each channel has mean 0 and standard deviation 1",
+    "unit": "integers are divided by their maximum",
+    "none": "no change",
+}
 MAX_RANGE: Final = 1e15   # of the numbers in an image: float32 holds the sum of squares over all of its pixels
 
 
@@ -61,7 +65,7 @@ class Preparation:
 
     def __post_init__(self) -> None:
         """Check the fields, and convert `size` to a tuple of int. Raises the errors of the class."""
-        contract.choice("normalise", self.normalise, NORMALISATIONS)
+        contract.choice("normalise", self.normalise, tuple(NORMALISATIONS))
         if self.size is not None:
             contract.set_fields(self, size=contract.integers("size", self.size))
         if self.spacing is not None:

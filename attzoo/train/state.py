@@ -129,7 +129,7 @@ def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> 
         article, got = ("an", "none") if names[0] in expected else ("no", "one")
         raise ValueError(f"expected {article} array {names[0]}, got {got}")
     for name, array in expected.items():
-        dtype_and_shape, got = (f"{a.dtype} {a.shape}" for a in (array, arrays[name]))
+        dtype_and_shape, got = (f"{each_array.dtype} {each_array.shape}" for each_array in (array, arrays[name]))
         if dtype_and_shape != got:
             raise ValueError(f"expected {name} to be {dtype_and_shape}, got {got}")
 

@@ -84,33 +84,59 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     if not channels_last:
         axes = range(2, 2 + net.spatial_dims)
         x = make(keras.layers.Permute, (*axes, 1), name="channels_last")(x)
-    skips = []
-    for i, level in enumerate(net.levels):
-        if level.pool:
-            x = make(layers.MaxPool, level.stride, name=f"down.{i}")(x)
-        x = _units(make, net, f"encoder.{i}", level.encoder, x, level.block)
-        skips.append(x)
-    g = _units(make, net, "gating", [net.gating_unit], x) if net.gating_unit else x
-    heads = []
-    for i in reversed(range(len(skips) - 1)):
-        skip, level = skips[i], net.levels[i]
-        up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), skip])
-        s = _gate(make, net, i, level, skip, g if net.gating == "grid" else up)
-        ordered_inputs = [s, up] if net.concat == "skip_first" else [up, s]
-        concatenated = make(keras.layers.Concatenate, name=f"concat.{i}")(ordered_inputs)
-        g = x = _units(make, net, f"decoder.{i}", level.decoder, concatenated, level.block)
-        if level.supervised:
-            heads.append(_linear(make, net, f"supervision.{i}")(x))
-    if heads:
-        maps = [make(layers.ResizeLike, name=f"supervision.{i}.resize")([h, x]) for i, h in enumerate(reversed(heads))]
-        x = make(keras.layers.Concatenate, name="supervision")(maps) if len(maps) > 1 else maps[0]
-    y = _linear(make, net, "head")(x)
-    if net.head == "sigmoid":
-        y = make(keras.layers.Activation, "sigmoid", name="sigmoid")(y)
+    y = _output(make, net, *_decode(make, net, _encode(make, net, x)))
     if not channels_last:
         axes = range(1, net.spatial_dims + 1)
         y = make(keras.layers.Permute, (net.spatial_dims + 1, *axes), name="channels_first")(y)
     return inputs, y
+
+
+def _encode(create_layer: Make, net: spec.UNet, x: Any) -> list[Any]:
+    """Return the output of each level of the encoder for the input x, from the finest.
+
+    create_layer: creates a layer, see `_build`.
+    """
+    skips = []
+    for i, level in enumerate(net.levels):
+        if level.pool:
+            x = create_layer(layers.MaxPool, level.stride, name=f"down.{i}")(x)
+        x = _units(create_layer, net, f"encoder.{i}", level.encoder, x, level.block)
+        skips.append(x)
+    return skips
+
+
+def _decode(create_layer: Make, net: spec.UNet, skips: list[Any]) -> tuple[Any, list[Any]]:
+    """Return the output of the decoder, and the logits of each supervised level, from the coarsest.
+
+    create_layer: creates a layer, see `_build`. skips: the outputs of the encoder, from the finest level.
+    """
+    x, heads = skips[-1], []
+    g = _units(create_layer, net, "gating", [net.gating_unit], x) if net.gating_unit else x
+    for i in reversed(range(len(skips) - 1)):
+        skip, level = skips[i], net.levels[i]
+        up = create_layer(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(create_layer, net, i, level, x), skip])
+        s = _gate(create_layer, net, i, level, skip, g if net.gating == "grid" else up)
+        ordered_inputs = [s, up] if net.concat == "skip_first" else [up, s]
+        concatenated = create_layer(keras.layers.Concatenate, name=f"concat.{i}")(ordered_inputs)
+        g = x = _units(create_layer, net, f"decoder.{i}", level.decoder, concatenated, level.block)
+        if level.supervised:
+            heads.append(_linear(create_layer, net, f"supervision.{i}")(x))
+    return x, heads
+
+
+def _output(create_layer: Make, net: spec.UNet, x: Any, heads: list[Any]) -> Any:
+    """Return the output of the network for the results x and `heads` of `_decode`.
+
+    create_layer: creates a layer, see `_build`.
+    """
+    if heads:
+        maps = [
+            create_layer(layers.ResizeLike, name=f"supervision.{i}.resize")([head, x])
+            for i, head in enumerate(reversed(heads))
+        ]
+        x = create_layer(keras.layers.Concatenate, name="supervision")(maps) if len(maps) > 1 else maps[0]
+    y = _linear(create_layer, net, "head")(x)
+    return create_layer(keras.layers.Activation, "sigmoid", name="sigmoid")(y) if net.head == "sigmoid" else y
 
 
 def _up(create_layer: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
@@ -210,9 +236,9 @@ def _block(create_layer: Make, net: spec.UNet, path: str, block: Spec, *inputs: 
     """
     layer = create_layer(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
     y = layer(*inputs)
-    for name, own in block.weights.items():
+    for name, block_weight in block.weights.items():
         weight = net.weights[f"{path}.{name}"]
-        if weight != own:
+        if weight != block_weight:
             ops.reinitialize(ops.find(layer, name), weight)
     return y
 

@@ -12,7 +12,7 @@ from ..contract import Spec, Weight, batch_norm, fan_in_uniform, prefixed
 from ..hints import nearest
 from .settings import Settings
 
-OWN: Final = ("channels", "gating_channels", "spatial_dims")   # arguments of a block that the network sets
+SET_BY_NETWORK: Final = ("channels", "gating_channels", "spatial_dims")   # arguments of a block that the network sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,16 +272,17 @@ def _create(
     cls = registry.get(name, backend="numpy")
     if name in registry.NETWORKS:
         raise ValueError(f"skip and block must be names of blocks, got {name!r}, the name of a network")
-    for own in OWN:
-        if own in arguments:
-            raise ValueError(f"expected options of {name!r} without {own}, which the network sets, got {arguments}")
+    for argument in SET_BY_NETWORK:
+        if argument in arguments:
+            expected = f"expected options of {name!r} without {argument}, which the network sets"
+            raise ValueError(f"{expected}, got {arguments}")
     field_names = dict.fromkeys(field.name for field in fields(cls))   # type: ignore[arg-type]
     if "spatial_dims" in field_names:
         arguments["spatial_dims"] = dims
     if "gating_channels" in field_names:
         arguments["gating_channels"] = channels[-1]
     if unknown := sorted(arguments.keys() - field_names.keys()):
-        options = ", ".join(option for option in field_names if option not in OWN)
+        options = ", ".join(option for option in field_names if option not in SET_BY_NETWORK)
         hint = nearest(unknown[0], field_names) or "."
         raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}{hint} Known: {options}")
     return cls(channels[0], **arguments)   # type: ignore[call-arg]

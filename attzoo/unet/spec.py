@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import prod
 from operator import mul
@@ -114,9 +114,9 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> dict[str, Array]:
         """(N, C, *S) -> the coefficients of every gate and block by its path, such as "skip.0", channels first."""
-        coefficients: dict[str, Array] = {}
-        self._run(x, weights, training, coefficients)
-        return coefficients
+        forward = _Forward(self, weights, training)
+        forward.run(x)
+        return forward.coefficients
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, K, *S). Return the output.
@@ -126,52 +126,84 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         """
         if training and any(self.rates):
             raise ValueError(f"expected dropout=0 for the NumPy network in training, got dropout={self.rates}")
-        return self._run(x, weights, training, {})
+        return _Forward(self, weights, training).run(x)
 
-    def _run(self, x: Array, weights: Mapping[str, Array], training: bool, coefficients: dict[str, Array]) -> Array:
-        """Return the output for x, and add the coefficients of every gate and block to `coefficients`, by path."""
-        self.check_inputs(x.shape)
 
-        def inner(path: str, block: Any, *inputs: Array) -> Array:
-            """Return the output of a gate or block, and add its coefficients; the first input if it is None."""
-            if block is None:
-                return inputs[0]
-            inputs, w = inputs[: len(block.inputs)], without_prefix(path, weights)
-            copies = {name: array.copy() for name, array in w.items()}   # attention updates running statistics too
-            arrays = by_name(block.attention(*inputs, weights=copies, training=training))
-            coefficients.update({join_path(path, name): array for name, array in arrays.items()})
-            return np.asarray(block(*inputs, weights=w, training=training))
+@dataclass
+class _Forward:
+    """A forward pass of a network.
 
-        def units(path: str, x: Array, units: Sequence[Unit]) -> Array:
-            """Return x after convolutions in order."""
-            for unit in units:
-                x = _unit(unit, x, without_prefix(path, weights), training)
-            return x
+    Attributes:
+        net: the network.
+        weights: its arrays by canonical name; running statistics are updated in place in training.
+        training: whether batch norms use the statistics of the batch.
+        coefficients: the coefficients of every gate and block, by path; `run` adds them.
+    """
 
-        skips = []
-        for i, level in enumerate(self.levels):
-            x = ops.pool(x, level.stride) if level.pool else x
-            x = inner(f"encoder.{i}.block", level.block, units(f"encoder.{i}", x, level.encoder))
-            skips.append(x)
-        g = units("gating", x, [self.gating_unit]) if self.gating_unit else x
-        heads = []
-        for i, level in reversed(list(enumerate(self.levels[:-1]))):
-            skip, up = skips[i], x
-            if level.interpolation:
-                size = [n * s for n, s in zip(up.shape[2:], self.steps[i], strict=True)]
-                up = ops.resize(up, size, level.interpolation, align_corners=False)
-            up = ops.crop(units(f"up.{i}", up, level.up), skip.shape[2:])
-            s = inner(f"skip.{i}", level.gate, ops.widen(skip, level.min_size), g if self.gating == "grid" else up)
-            s = ops.crop(s, skip.shape[2:])
-            s = units(f"combine.{i}", s, [level.combine] if level.combine else [])
-            concatenated = np.concatenate([s, up] if self.concat == "skip_first" else [up, s], axis=1)
-            g = x = inner(f"decoder.{i}.block", level.block, units(f"decoder.{i}", concatenated, level.decoder))
-            if level.supervised:
-                heads.append(ops.linear(x, weights, f"supervision.{i}"))
+    net: UNet
+    weights: Mapping[str, Array]
+    training: bool
+    coefficients: dict[str, Array] = field(default_factory=dict)
+
+    def run(self, x: Array) -> Array:
+        """Return the output for x, and add the coefficients."""
+        self.net.check_inputs(x.shape)
+        x, heads = self._decode(self._encode(x))
         if heads:
             x = np.concatenate([ops.resize(h, x.shape[2:], "linear", False) for h in reversed(heads)], axis=1)
-        y = ops.linear(x, weights, "head")
-        return ops.sigmoid(y) if self.head == "sigmoid" else y
+        y = ops.linear(x, self.weights, "head")
+        return ops.sigmoid(y) if self.net.head == "sigmoid" else y
+
+    def _encode(self, x: Array) -> list[Array]:
+        """Return the output of each level of the encoder, from the finest."""
+        skips = []
+        for i, level in enumerate(self.net.levels):
+            x = ops.pool(x, level.stride) if level.pool else x
+            x = self._attend(f"encoder.{i}.block", level.block, self._convolve(f"encoder.{i}", level.encoder, x))
+            skips.append(x)
+        return skips
+
+    def _decode(self, skips: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """Return the output of the decoder, and the logits of each supervised level, from the coarsest."""
+        net, x, heads = self.net, skips[-1], []
+        g = self._convolve("gating", [net.gating_unit], x) if net.gating_unit else x
+        for i, level in reversed(list(enumerate(net.levels[:-1]))):
+            up = ops.crop(self._upsample(i, level, x), skips[i].shape[2:])
+            s = self._gate(i, level, skips[i], g if net.gating == "grid" else up)
+            concatenated = np.concatenate([s, up] if net.concat == "skip_first" else [up, s], axis=1)
+            convolved = self._convolve(f"decoder.{i}", level.decoder, concatenated)
+            g = x = self._attend(f"decoder.{i}.block", level.block, convolved)
+            if level.supervised:
+                heads.append(ops.linear(x, self.weights, f"supervision.{i}"))
+        return x, heads
+
+    def _upsample(self, i: int, level: Level, x: Array) -> Array:
+        """Return x, the output of level i + 1, upsampled to level i."""
+        if level.interpolation:
+            size = [length * factor for length, factor in zip(x.shape[2:], self.net.steps[i], strict=True)]
+            x = ops.resize(x, size, level.interpolation, align_corners=False)
+        return self._convolve(f"up.{i}", level.up, x)
+
+    def _gate(self, i: int, level: Level, skip: Array, g: Array) -> Array:
+        """Return the skip connection of level i after its gate, with gating signal g; `skip` itself without a gate."""
+        s = ops.crop(self._attend(f"skip.{i}", level.gate, ops.widen(skip, level.min_size), g), skip.shape[2:])
+        return self._convolve(f"combine.{i}", [level.combine] if level.combine else [], s)
+
+    def _attend(self, path: str, block: Any, *inputs: Array) -> Array:
+        """Return the output of a gate or block, and add its coefficients; the first input if it is None."""
+        if block is None:
+            return inputs[0]
+        inputs, weights = inputs[: len(block.inputs)], without_prefix(path, self.weights)
+        copies = {name: array.copy() for name, array in weights.items()}   # attention updates running statistics too
+        arrays = by_name(block.attention(*inputs, weights=copies, training=self.training))
+        self.coefficients.update({join_path(path, name): array for name, array in arrays.items()})
+        return np.asarray(block(*inputs, weights=weights, training=self.training))
+
+    def _convolve(self, path: str, units: Sequence[Unit], x: Array) -> Array:
+        """Return x after convolutions in order."""
+        for unit in units:
+            x = _unit(unit, x, without_prefix(path, self.weights), self.training)
+        return x
 
 
 def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) -> Array:
@@ -186,10 +218,10 @@ def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) ->
 
 
 def _cost(unit: Unit, sizes: Sequence[int]) -> int:
-    """Return the multiply-adds of a convolution. space: size of the output, or of the input if it is transposed."""
+    """Return the multiply-adds of a convolution. sizes: those of its output, or of its input if it is transposed."""
     return prod(sizes) * prod(unit.kernel) * unit.inputs * unit.outputs
 
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
     """Return the options of a gate or block, with defaults of None replaced by their values; {} for None."""
-    return {key: value for key, value in block.config().items() if key not in plan.OWN} if block else {}
+    return {key: value for key, value in block.config().items() if key not in plan.SET_BY_NETWORK} if block else {}

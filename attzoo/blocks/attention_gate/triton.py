@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
 from ...fast.choice import LONGEST
-from ...fast.triton import channel_norm, passes
-from ...fast.triton.common import cdiv, empty_float32, is_channels_last, match_layout, update_running_stats
+from ...fast.triton import channel_norm, passes, running_stats
+from ...fast.triton.common import cdiv, empty_float32, is_channels_last, match_layout
+from ...fast.triton.running_stats import RunningStats
 from ...ops.numpy import one_value
 from .kernels import backward as backward_kernels
 from .kernels import forward as forward_kernels
 from .kernels import norms as norm_kernels
 from .kernels.backward import OutputGradient, ReluGradient
 from .kernels.forward import Outputs
-from .kernels.projections import Projection, Projections, fold
+from .kernels.projections import Projection, Projections
 from .kernels.resize import Grids, grids
 from .kernels.weights import Gradients, ProjectionGradients, weight_gradients
 
@@ -65,17 +66,21 @@ class Call(NamedTuple):
         return grids(source.shape[2:], self.x.shape[2:], self.interpolation, self.align_corners)
 
     def with_batch_statistics(self, saved: Saved) -> Projections:
-        """Return the projections with the saved statistics where a norm uses batch statistics."""
+        """Return the projections with the saved statistics where a norm uses those of the batch, psi without one.
+
+        The kernels apply such a norm of psi separately, see `psi_batch_norm`.
+        """
         skip, gating, psi = self.projections
         skip, gating = skip.with_batch_statistics(saved.skip_batch), gating.with_batch_statistics(saved.gating_batch)
-        return Projections(skip, gating, psi)
+        return Projections(skip, gating, psi.without_batch_norm())
 
-    def psi_batch_norm(self, saved: Saved) -> channel_norm.Norm | None:
-        """Return psi's norm if it uses statistics of the batch."""
+    def psi_batch_norm(self, saved: Saved, updated: RunningStats = running_stats.NONE) -> channel_norm.Norm | None:
+        """Return psi's norm if it uses statistics of the batch. updated: running statistics that the kernels update."""
         psi = self.projections.psi
         if psi.scale is None or psi.shift is None or not psi.by_batch:
             return None
-        return channel_norm.Norm(psi.scale, psi.shift, None, None, psi.eps, saved.logits, saved.psi_statistics)
+        tensors = saved.logits, saved.psi_statistics
+        return channel_norm.Norm(psi.scale, psi.shift, updated, psi.eps, True, *tensors)
 
 
 class Saved(NamedTuple):
@@ -83,7 +88,6 @@ class Saved(NamedTuple):
 
     alpha: (N, S).
     bits: the relu's signs, (N, ceil(F / 32), S).
-    folded: see projections.py.
     skip_batch, gating_batch: mean, variance and unbiased variance, without the bias, of a projection whose norm uses
         statistics of the batch, (3, F).
     logits, psi_statistics: input, (N, S), and statistics, (3,), of psi's norm if it uses batch statistics, see
@@ -92,7 +96,6 @@ class Saved(NamedTuple):
 
     alpha: Tensor
     bits: Tensor
-    folded: Tensor
     skip_batch: Tensor
     gating_batch: Tensor
     logits: Tensor
@@ -164,7 +167,6 @@ def outputs(*args: Any) -> Sequence[Any]:
     saved = Saved(
         alpha=empty_float32(x, N if needs_backward or psi else 0, S),
         bits=torch.empty((N if needs_backward else 0, words, S), dtype=torch.int32, device=x.device),
-        folded=empty_float32(x, 4 * F + 2),
         skip_batch=empty_float32(x, 3, F if skip else 0),
         gating_batch=empty_float32(x, 3, F if gating else 0),
         logits=empty_float32(x, N if psi else 0, S),
@@ -173,29 +175,30 @@ def outputs(*args: Any) -> Sequence[Any]:
     return torch.empty_like(x), *saved
 
 
-def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
+def forward(args: Sequence[Any], results: Sequence[Tensor], *updated: RunningStats) -> None:
     """Write the tensors in `results`: y, then those of `Saved`. args: the operator's arguments, see `ARGUMENTS`.
 
-    Compute statistics of the batch, fold the norms, project g if it is coarser than x, then compute alpha and y.
+    Compute statistics of the batch, project g if it is coarser than x, then compute alpha and y. updated: the running
+    statistics of the norms of skip, gating and psi to update; nothing for none.
     """
     call, y, saved = call_of(*args), results[0], Saved(*results[1:])
-    x, g, projections = call.x, call.g, call.projections
-    channels_last = is_channels_last(x)
-    if projections.skip.by_batch:
-        norm_kernels.moments(x, projections.skip.weight, channels_last, saved.skip_batch)
-    if projections.gating.by_batch:
-        norm_kernels.moments(g, projections.gating.weight, channels_last, saved.gating_batch)
-    fold(call.with_batch_statistics(saved), saved.folded)
-    psi_norm, gating_weight = call.psi_batch_norm(saved), projections.gating.weight
+    x, g, (skip, gating, _) = call.x, call.g, call.projections
+    skip_stats, gating_stats, psi_stats = updated or (running_stats.NONE,) * 3
+    channels_last, both_grids = is_channels_last(x), call.grids(g)
+    if not both_grids.are_equal:   # before any update, because a large allocation may fail
+        projected_g = empty_float32(x, g.shape[0], prod(g.shape[2:]), call.inner_channels)
+    if skip.by_batch:
+        norm_kernels.moments(x, skip, skip_stats, channels_last, saved.skip_batch)
+    if gating.by_batch:
+        norm_kernels.moments(g, gating, gating_stats, channels_last, saved.gating_batch)
+    psi_norm = call.psi_batch_norm(saved, psi_stats)
     alpha = saved.alpha if call.needs_backward and psi_norm is None else None
     written = Outputs(y if psi_norm is None else None, alpha, saved.bits if call.needs_backward else None)
-    skip_weight, folded, both_grids = projections.skip.weight, saved.folded, call.grids(g)
-    if both_grids.are_equal:
-        forward_kernels.gate(x, g, skip_weight, gating_weight, folded, both_grids, written, psi_norm)
-    else:
-        projected_g = empty_float32(x, g.shape[0], prod(g.shape[2:]), call.inner_channels)
-        forward_kernels.project(g, gating_weight, folded, projected_g, channels_last)
-        forward_kernels.gate(x, projected_g, skip_weight, None, folded, both_grids, written, psi_norm)
+    projections = call.with_batch_statistics(saved)
+    if not both_grids.are_equal:
+        forward_kernels.project(g, projections.gating, projected_g, channels_last)
+        g = projected_g
+    forward_kernels.gate(x, g, projections, both_grids, written, psi_norm)
     if psi_norm is not None:
         passes.scale(x, None, saved.alpha, y, norm=psi_norm)
 
@@ -214,24 +217,25 @@ def backward(
 
     """
     call, saved = call_of(*args), Saved(*saved_tensors)
-    x, g, folded = call.x, call.g, saved.folded
+    x, g = call.x, call.g
     dx, dg, *parameter_gradients = gradients
     parameter_grads = grouped_gradients(*parameter_gradients)
     projections, psi_norm = call.with_batch_statistics(saved), call.psi_batch_norm(saved)
-    skip, gating, _ = projections
+    skip, gating, psi = projections
     dy, channels_last = match_layout(dy, x), is_channels_last(x)
     compute_dz = not skip.by_batch and psi_norm is None and backward_kernels.fits_one_tile(x, call.inner_channels)
     if compute_dz:
-        dz = empty_float32(x, *saved.alpha.shape)
+        dz, norm_gradient = empty_float32(x, *saved.alpha.shape), None
     else:
-        dz = backward_kernels.sigmoid_gradient(x, dy, saved.alpha, channels_last, psi_norm, parameter_grads.psi)
+        norms = psi_norm, parameter_grads.psi, skip.by_batch
+        dz, norm_gradient = backward_kernels.sigmoid_gradient(x, dy, saved.alpha, channels_last, *norms)
     on_x, on_g = ReluGradient(dz, saved.bits, call.grids(x)), ReluGradient(dz, saved.bits, call.grids(g))
     output = OutputGradient(dy, saved.alpha, compute_dz)
-    batch = norm_kernels.batch_terms(x, skip, on_x, channels_last)
-    skip_sums = backward_kernels.input_gradient(x, dx, skip.weight, folded, 0, on_x, output, batch, channels_last)
-    batch = norm_kernels.batch_terms(g, gating, on_g, channels_last)
-    gating_sums = backward_kernels.input_gradient(g, dg, gating.weight, folded, 1, on_g, None, batch, channels_last)
-    weight_gradients(projections, skip_sums, gating_sums, folded, parameter_grads)
+    batch = norm_kernels.batch_terms(x, skip, on_x, norm_gradient, channels_last)
+    skip_sums = backward_kernels.input_gradient(x, dx, skip, psi, on_x, output, batch, channels_last)
+    batch = norm_kernels.batch_terms(g, gating, on_g, None, channels_last)
+    gating_sums = backward_kernels.input_gradient(g, dg, gating, psi, on_g, None, batch, channels_last)
+    weight_gradients(projections, skip_sums, gating_sums, parameter_grads)
 
 
 class Product(nn.Module):
@@ -252,8 +256,8 @@ KERNELS = Fused("attention_gate", ARGUMENTS, len(Saved._fields), outputs, forwar
     settings=forward_kernels.precision,
 )
 CASES: Final = (
-    KernelCase(launches=(2, 2, 3)),
-    KernelCase({"norm": True}, launches=(2, 16, 7), rare=True),
+    KernelCase(launches=(1, 1, 3)),
+    KernelCase({"norm": True}, launches=(1, 4, 6), rare=True),
     KernelCase(coarse=2),
     KernelCase({"norm": True}, coarse=2),
     KernelCase({"inter_channels": 192, "norm": True}),
@@ -274,7 +278,10 @@ def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
     norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(spec.width, spec.channels), (spec.width, spec.gating_channels), (1, spec.width)]
     convs_match = [tuple(conv.weight.shape[:2]) for conv in convs] == sizes
-    if not convs_match or any(n.weight.shape != size[:1] for n, size in zip(norms, sizes, strict=True) if spec.norm):
+    norms_match = not spec.norm or all(
+        norm.weight.shape == size[:1] for norm, size in zip(norms, sizes, strict=True)
+    )
+    if not (convs_match and norms_match):
         return "layers of the gate have other sizes than the gate created"
     if prod(spec.strides) > 1:
         return f"the kernels need stride 1, got {spec.strides}"
@@ -296,9 +303,9 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
         projection_of(block.psi, block.psi_norm),
     )
     counts = [tensor.shape[0] * prod(tensor.shape[2:]) for tensor in (x, g, x)]
-    for t, count, projection in zip((x, g, x), counts, projections, strict=True):
+    for input_tensor, count, projection in zip((x, g, x), counts, projections, strict=True):
         if projection.by_batch and count == 1:
-            raise one_value(t.shape)
+            raise one_value(input_tensor.shape)
     needs_backward = False
     if torch.is_grad_enabled():
         learned = [
@@ -309,9 +316,11 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
         needs_backward = any(tensor is not None and tensor.requires_grad for tensor in (x, g, *learned))
     spec = block.spec
     call = Call(x, g, projections, spec.interpolation, spec.align_corners, needs_backward)
-    y, *saved = KERNELS(block, *flat_arguments(call))
-    if any(projection.by_batch for projection in projections):
-        _update_running_stats(block, projections, counts, Saved(*saved))
+    norms = block.skip_norm, block.gating_norm, block.psi_norm
+    updated = [running_stats.for_kernels(norm, count) for norm, count in zip(norms, counts, strict=True)]
+    y, *saved = KERNELS(block, *flat_arguments(call), updated=updated)
+    remaining = [norm if stats.mean is None else None for norm, stats in zip(norms, updated, strict=True)]
+    _update_running_stats(remaining, projections, counts, Saved(*saved))
     return y
 
 
@@ -325,22 +334,24 @@ def projection_of(conv: Any, norm: Any) -> Projection:
     return Projection(conv.weight, conv.bias, norm.weight, norm.bias, mean, var, norm.eps, by_batch)
 
 
-def _update_running_stats(block: Any, projections: Projections, counts: Sequence[int], saved: Saved) -> None:
-    """Update the running statistics of the norms that use batch statistics.
+def _update_running_stats(
+    norms: Sequence[Any], projections: Projections, counts: Sequence[int], saved: Saved
+) -> None:   # fmt: skip
+    """Update the running statistics of the norms that use batch statistics and that no kernel has updated.
 
     Args:
-        block: the gate.
+        norms: the norms of skip, gating and psi; None for one that a kernel has updated.
         projections: the tensors of its projections.
         counts: the number of values per channel from which the norms of skip, gating and psi computed their statistics.
         saved: the tensors that the forward pass saved, with these statistics.
     """
-    skip, gating, psi = projections
-    if skip.by_batch:
-        update_running_stats(block.skip_norm, *_mean_and_variance(saved.skip_batch, skip.bias), counts[0])
-    if gating.by_batch:
-        update_running_stats(block.gating_norm, *_mean_and_variance(saved.gating_batch, gating.bias), counts[1])
-    if psi.by_batch:
-        update_running_stats(block.psi_norm, saved.psi_statistics[:1], saved.psi_statistics[2:], counts[2])
+    skip_norm, gating_norm, psi_norm = norms
+    if running_stats.has_tracked(skip_norm):
+        running_stats.update(skip_norm, *_mean_and_variance(saved.skip_batch, projections.skip.bias), counts[0])
+    if running_stats.has_tracked(gating_norm):
+        running_stats.update(gating_norm, *_mean_and_variance(saved.gating_batch, projections.gating.bias), counts[1])
+    if running_stats.has_tracked(psi_norm):
+        running_stats.update(psi_norm, saved.psi_statistics[:1], saved.psi_statistics[2:], counts[2])
 
 
 def _mean_and_variance(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
-from ...fast.triton import passes, passes_backward, perceptron, perceptron_backward, spatial
+from ...fast.triton import passes, passes_backward, perceptron, perceptron_backward, running_stats, spatial
 from ...fast.triton.passes_backward import Map
 from ...fast.triton.perceptron import Layers
+from ...fast.triton.running_stats import RunningStats
 from ...fast.triton.spatial import Filter
 
 
@@ -28,16 +29,17 @@ def outputs(x: Tensor, *other_arguments: Any) -> Sequence[Any]:
     return torch.empty_like(x), perceptron.saved(x, len(layers.w1), uses_maxima=True), *spatial.allocate_saved(x, conv)
 
 
-def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
+def forward(args: Sequence[Any], results: Sequence[Tensor], updated: RunningStats = running_stats.NONE) -> None:
     """Write the tensors in `results`: y and those saved for the backward pass. args: the operator's, see `ARGUMENTS`.
 
     Compute channel coefficients s, then spatial coefficients t from x * s, which is not stored, then x * s * t.
+    updated: running statistics to update.
     """
     x, (layers, conv) = args[0], parts(*args)
     y, saved, spatial_saved = results[0], results[1], spatial.Saved(*results[2:])
     perceptron.forward(x, layers, True, saved)
     passes.pool_channels(x, saved, spatial_saved.maps)
-    norm = spatial.forward(x.shape[2:], conv, spatial_saved)
+    norm = spatial.forward(x.shape[2:], conv, spatial_saved, updated)
     passes.scale(x, saved, spatial_saved.t, y, args[1], args[-1], norm)
 
 
@@ -72,7 +74,7 @@ KERNELS = Fused(
 )
 CASES: Final = (
     KernelCase(launches=(4, 4, 6)),
-    KernelCase({"norm": True}, launches=(4, 7, 7), rare=True),
+    KernelCase({"norm": True}, launches=(4, 4, 7), rare=True),
     KernelCase({"norm": True}, act="relu", rare=True),
 )
 
@@ -81,8 +83,10 @@ CASES: Final = (
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels."""
     *layers, gate, _ = perceptron.layers_of(block.channel)
-    *tensors, eps, training = conv = spatial.filter_of(block.spatial)
+    *tensors, eps, training = spatial.filter_of(block.spatial)
     options = gate, eps, training, act == "relu"
-    y, *saved_tensors = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, act=act)
-    spatial.update_running_stats(block.spatial, conv, spatial.Saved(*saved_tensors[1:]))
+    updated = running_stats.for_kernels(block.spatial.norm, x.numel())
+    y, *saved = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, updated=(updated,), act=act)
+    if updated.mean is None:
+        spatial.update_running_stats(block.spatial.norm, spatial.Saved(*saved[1:]))
     return y

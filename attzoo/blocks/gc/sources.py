@@ -13,18 +13,18 @@ TERMS: Final = FUSIONS["both"][0]
 
 
 def names(score: str, squeeze: str, norm: str, excite: str, **terms: str) -> dict[str, str]:
-    """Return the keys in a library by canonical name.
+    """Return the keys in a library by canonical name. All arguments are names of layers in the library.
 
     Args:
-        score: the library's name of the layer `score`.
-        squeeze: its name, inside a transform, of the first linear map.
-        norm: its name, inside a transform, of the layer norm.
-        excite: its name, inside a transform, of the second linear map.
-        **terms: its names of the transforms of "scale" and "shift".
+        score: the layer `score`.
+        squeeze: the first linear map of a transform.
+        norm: the layer norm of a transform.
+        excite: the second linear map of a transform.
+        **terms: the transforms, by the canonical names "scale" and "shift".
 
     """
     layers = {"squeeze": squeeze, "norm": norm, "excite": excite}
-    paths = {f"{term}_{own}": f"{path}.{layer}" for term, path in terms.items() for own, layer in layers.items()}
+    paths = {f"{term}_{name}": f"{path}.{layer}" for term, path in terms.items() for name, layer in layers.items()}
     return linear(score=score, **paths)
 
 

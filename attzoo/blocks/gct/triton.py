@@ -14,42 +14,26 @@ import triton.language as tl
 from torch import Tensor
 
 from ...fast.cases import KernelCase
-from ...fast.triton import channel_gate, passes, passes_backward
+from ...fast.triton import channel_gate, passes
 from ...fast.triton.channel_gate import Coefficients
 from ...fast.triton.common import (
     REAL,
     at,
     cdiv,
+    counters,
     empty_float32,
     is_channels_last,
+    is_last,
     launch,
     nth,
     sizes,
     tile_indices,
 )
 from ...fast.triton.passes import portion
+from ...fast.triton.passes_backward import channels_portion
 from ...fast.triton.perceptron import total_of
 
 CHANNELS_AT_ONCE = 256   # number of channels that a program processes at a time
-
-
-@triton.jit
-def pool_kernel(
-    x, parts, N, C, S, PARTS, STEPS, L1: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
-):   # fmt: skip
-    """One program: the sums of squares, or of magnitudes, of one portion of x; parts: (N, PARTS, C)."""
-    n, c, part = portion(C, PARTS, BC)
-    sums = tl.zeros([BC, BS], REAL)
-    for step in range(part * STEPS, (part + 1) * STEPS):
-        p = step * BS + tl.arange(0, BS)
-        inside = (c < C)[:, None] & (p < S)[None, :]
-        x_tile = tl.load(x + at(n, c[:, None], p[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
-        x_tile = x_tile.to(REAL)
-        if L1:
-            sums += tl.abs(x_tile)
-        else:
-            sums += x_tile * x_tile
-    tl.store(parts + (n * PARTS + part) * C + c, tl.sum(sums, 1), c < C)
 
 
 @triton.jit
@@ -83,21 +67,21 @@ def root_of(mean, epsilon, L1: tl.constexpr):
 
 
 @triton.jit
-def coefficients_kernel(
-    parts, saved, embedding_weight, gating_weight, gating_bias, N, C, PARTS, epsilon, L1: tl.constexpr, BC: tl.constexpr
+def store_coefficients(
+    parts, saved, embedding_weight, gating_weight, gating_bias, n, N, C, PARTS, epsilon,
+    L1: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
-    """One program: the coefficients and norms of one sample."""
-    n = tl.program_id(0)
-    magnitudes = tl.zeros([BC], REAL)
-    for start in range(0, C, BC):
-        c = start + tl.arange(0, BC)
+    """Write the coefficients and norms of sample n into `saved`, from `parts` (N, PARTS, C), CC channels at a time."""
+    magnitudes = tl.zeros([CC], REAL)
+    for start in range(0, C, CC):
+        c = start + tl.arange(0, CC)
         norm = norm_of(total_of(parts, n, c, c < C, C, PARTS), epsilon, L1)
         tl.store(nth(saved, 1, N, C) + n * C + c, norm, c < C)
         e = tl.load(embedding_weight + c, c < C, 0.0).to(REAL) * norm
         magnitudes += magnitude_of(e, L1)
     root = root_of(tl.sum(magnitudes, 0) / C, epsilon, L1)
-    for start in range(0, C, BC):
-        c = start + tl.arange(0, BC)
+    for start in range(0, C, CC):
+        c = start + tl.arange(0, CC)
         norm = norm_of(total_of(parts, n, c, c < C, C, PARTS), epsilon, L1)
         e = tl.load(embedding_weight + c, c < C, 0.0).to(REAL) * norm
         z = tl.load(gating_weight + c, c < C, 0.0).to(REAL) * (e / root) + tl.load(gating_bias + c, c < C, 0.0).to(REAL)
@@ -105,19 +89,45 @@ def coefficients_kernel(
 
 
 @triton.jit
-def gradients_kernel(
-    parts, saved, grads, embedding_weight, gating_weight, N, C, PARTS, epsilon, L1: tl.constexpr, BC: tl.constexpr
+def pool_kernel(
+    x, parts, counter, saved, embedding_weight, gating_weight, gating_bias, N, C, S, PARTS, STEPS, epsilon,
+    L1: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: the gradients of one sample, from the parts of the gradient of s.
+    """Write sums of squares, or of magnitudes, into `parts` (N, PARTS, C), and coefficients and norms into `saved`.
+
+    One program: one portion of x. The last program of a sample computes its coefficients and norms.
+    """
+    n, c, part = portion(C, PARTS, BC)
+    sums = tl.zeros([BC, BS], REAL)
+    for step in range(part * STEPS, (part + 1) * STEPS):
+        p = step * BS + tl.arange(0, BS)
+        inside = (c < C)[:, None] & (p < S)[None, :]
+        x_tile = tl.load(x + at(n, c[:, None], p[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
+        x_tile = x_tile.to(REAL)
+        if L1:
+            sums += tl.abs(x_tile)
+        else:
+            sums += x_tile * x_tile
+    tl.store(parts + (n * PARTS + part) * C + c, tl.sum(sums, 1), c < C)
+    if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
+        store_coefficients(
+            parts, saved, embedding_weight, gating_weight, gating_bias, n, N, C, PARTS, epsilon, L1, CC
+        )
+
+
+@triton.jit
+def store_gradients(
+    parts, saved, grads, embedding_weight, gating_weight, n, N, C, PARTS, epsilon, L1: tl.constexpr, CC: tl.constexpr
+):   # fmt: skip
+    """Write the gradients of sample n into `grads`, from the parts of the gradient of s, CC channels at a time.
 
     grads, (N, C) each: the factor of x, or of its sign, in the gradient of x; then the shares of the sample in the
     gradients of embedding_weight, gating_weight and gating_bias.
     """
-    n = tl.program_id(0)
-    magnitudes = tl.zeros([BC], REAL)
-    products = tl.zeros([BC], REAL)
-    for start in range(0, C, BC):
-        c = start + tl.arange(0, BC)
+    magnitudes = tl.zeros([CC], REAL)
+    products = tl.zeros([CC], REAL)
+    for start in range(0, C, CC):
+        c = start + tl.arange(0, CC)
         norm = tl.load(nth(saved, 1, N, C) + n * C + c, c < C, 0.0)
         e = tl.load(embedding_weight + c, c < C, 0.0).to(REAL) * norm
         s = tl.load(saved + n * C + c, c < C, 0.0)
@@ -126,8 +136,8 @@ def gradients_kernel(
         products += dz * tl.load(gating_weight + c, c < C, 0.0).to(REAL) * e
     root = root_of(tl.sum(magnitudes, 0) / C, epsilon, L1)
     droot = -tl.sum(products, 0) / (root * root)
-    for start in range(0, C, BC):
-        c = start + tl.arange(0, BC)
+    for start in range(0, C, CC):
+        c = start + tl.arange(0, CC)
         norm = tl.load(nth(saved, 1, N, C) + n * C + c, c < C, 1.0)
         weight = tl.load(embedding_weight + c, c < C, 0.0).to(REAL)
         e = weight * norm
@@ -144,6 +154,21 @@ def gradients_kernel(
         tl.store(nth(grads, 1, N, C) + n * C + c, de * norm, c < C)
         tl.store(nth(grads, 2, N, C) + n * C + c, dz * (e / root), c < C)
         tl.store(nth(grads, 3, N, C) + n * C + c, dz, c < C)
+
+
+@triton.jit
+def channels_kernel(
+    x, dy, parts, counter, saved, grads, embedding_weight, gating_weight, N, C, S, PARTS, STEPS, epsilon,
+    L1: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """Write parts of the gradient of s into `parts`, (N, PARTS, C), and the gradients of each sample into `grads`.
+
+    One program: one portion of x and dy. The last program of a sample computes its gradients, see `store_gradients`.
+    """
+    n, c, part = portion(C, PARTS, BC)
+    channels_portion(x, dy, saved, None, None, None, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+    if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
+        store_gradients(parts, saved, grads, embedding_weight, gating_weight, n, N, C, PARTS, epsilon, L1, CC)
 
 
 @triton.jit
@@ -195,23 +220,21 @@ def forward(x: Tensor, args: Sequence[Any], saved: Tensor) -> None:
     *weights, l1, epsilon = args
     (N, C, S), tiling = sizes(x), passes.portions("pool", x)
     parts = empty_float32(x, N, tiling.parts, C)
-    pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
-    launch(pool_kernel, tiling.programs, *pool_args, L1=l1, **tiling.options)
-    launch(coefficients_kernel, N, parts, saved, *weights, N, C, tiling.parts, epsilon, L1=l1, BC=CHANNELS_AT_ONCE)
+    pool_args = x, parts, counters(x, N), saved, *weights, N, C, S, tiling.parts, tiling.steps, epsilon
+    launch(pool_kernel, tiling.programs, *pool_args, L1=l1, CC=CHANNELS_AT_ONCE, **tiling.options)
 
 
 def backward(x: Tensor, dy: Tensor, args: Sequence[Any], saved: Tensor, gradients: Sequence[Any]) -> Tensor:
-    """Write the gradients of the weights; return `grads` of `gradients_kernel`.
+    """Write the gradients of the weights; return `grads` of `store_gradients`.
 
     dy: gradient of the product, in the memory layout of x.
     """
     embedding_weight, gating_weight, _, l1, epsilon = args
     (N, C, S), tiling = sizes(x), passes.portions("channels", x)
     parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, 4, N, C)
-    portion_args = x, dy, saved, None, None, None, parts, N, C, S, tiling.parts, tiling.steps
-    launch(passes_backward.channels_kernel, tiling.programs, *portion_args, MAXIMA=False, **tiling.options)
-    arrays = parts, saved, grads, embedding_weight, gating_weight
-    launch(gradients_kernel, N, *arrays, N, C, tiling.parts, epsilon, L1=l1, BC=CHANNELS_AT_ONCE)
+    tensors = x, dy, parts, counters(x, N), saved, grads, embedding_weight, gating_weight
+    args = *tensors, N, C, S, tiling.parts, tiling.steps, epsilon
+    launch(channels_kernel, tiling.programs, *args, L1=l1, CC=CHANNELS_AT_ONCE, **tiling.options)
     launch(weights_kernel, cdiv(C, CHANNELS_AT_ONCE), grads, *gradients, N, C, BC=CHANNELS_AT_ONCE)
     return grads
 
@@ -233,4 +256,4 @@ def arguments(block: Any) -> tuple[Any, ...]:
 SCHEMA: Final = "Tensor embedding_weight, Tensor gating_weight, Tensor gating_bias, bool l1, float epsilon"
 KERNELS = channel_gate.kernels("gct", Coefficients(SCHEMA, saved_tensor, forward, backward, to_input))
 fused = partial(channel_gate.call, KERNELS, arguments)
-CASES: Final = (KernelCase(launches=(3, 3, 4)), KernelCase({"mode": "l1"}, act="relu"))
+CASES: Final = (KernelCase(launches=(2, 2, 3)), KernelCase({"mode": "l1"}, act="relu"))

@@ -13,8 +13,8 @@ MAX_PATHS: Final = 8   # largest number of paths of a block whose weights can be
 
 def path_keys(i: int) -> dict[str, str]:
     """Return the keys of timm's path i, from 0 on, by canonical name."""
-    own = f"path{i + 1}"
-    return {f"{own}.weight": f"paths.{i}.conv.weight"} | norm(**{f"{own}_norm": f"paths.{i}.bn"})
+    canonical = f"path{i + 1}"
+    return {f"{canonical}.weight": f"paths.{i}.conv.weight"} | norm(**{f"{canonical}_norm": f"paths.{i}.bn"})
 
 
 ATTENTION: Final = {"reduce.weight": "attn.fc_reduce.weight", "select.weight": "attn.fc_select.weight"}

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
-from ...fast.triton import passes, passes_backward, spatial
+from ...fast.triton import passes, passes_backward, running_stats, spatial
 from ...fast.triton.passes_backward import Map
+from ...fast.triton.running_stats import RunningStats
 from ...fast.triton.spatial import Filter, Saved
 
 ARGUMENTS = f"Tensor x, Tensor? shortcut, Tensor weight, {spatial.NORM}, bool relu"
@@ -25,15 +26,15 @@ def outputs(x: Tensor, _shortcut: Tensor | None, *arguments: Any) -> Sequence[An
     return torch.empty_like(x), *spatial.allocate_saved(x, Filter(*arguments[:-1]))
 
 
-def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
+def forward(args: Sequence[Any], results: Sequence[Tensor], updated: RunningStats = running_stats.NONE) -> None:
     """Write the tensors in `results`: y and those saved for the backward pass. args: the operator's, see `ARGUMENTS`.
 
-    Pool x over channels, compute the coefficients t, and multiply x by them.
+    Pool x over channels, compute the coefficients t, and multiply x by them. updated: running statistics to update.
     """
     x, shortcut, *conv, relu = args
     y, *saved_tensors = results
     passes.pool_channels(x, None, saved_tensors[0])
-    norm = spatial.forward(x.shape[2:], Filter(*conv), Saved(*saved_tensors))
+    norm = spatial.forward(x.shape[2:], Filter(*conv), Saved(*saved_tensors), updated)
     passes.scale(x, None, saved_tensors[1], y, shortcut, relu, norm)
 
 
@@ -75,6 +76,8 @@ CASES: Final = (
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels."""
     conv = spatial.filter_of(block)
-    y, *saved_tensors = KERNELS(block, as_dense(x), shortcut, *conv, act == "relu", act=act)
-    spatial.update_running_stats(block, conv, Saved(*saved_tensors))
+    updated = running_stats.for_kernels(block.norm, x.numel())
+    y, *saved = KERNELS(block, as_dense(x), shortcut, *conv, act == "relu", updated=(updated,), act=act)
+    if updated.mean is None:
+        spatial.update_running_stats(block.norm, Saved(*saved))
     return y

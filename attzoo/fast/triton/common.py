@@ -56,24 +56,27 @@ def at(n, c, p, C, S, LAST: tl.constexpr):
 
 
 @triton.jit
-def nth(start, k: tl.constexpr, rows, columns):
-    """Return the address of array k among consecutive arrays of shape (rows, columns), the first at address `start`."""
-    return start + tl.full([], rows, tl.int64) * columns * k
+def nth(start, index: tl.constexpr, rows, columns):
+    """Return the address of an array among consecutive arrays of shape (rows, columns).
+
+    start: address of the first array. index: index of the array.
+    """
+    return start + tl.full([], rows, tl.int64) * columns * index
 
 
 @triton.jit
-def sample_and_positions(i, S, BS: tl.constexpr):
-    """Return the sample and the positions (BS,) of program i. Each processes BS of the S positions of a sample."""
+def sample_and_positions(program, S, BS: tl.constexpr):
+    """Return the sample and the positions (BS,) of a program. Each processes BS of the S positions of a sample."""
     blocks = tl.cdiv(S, BS)
-    return i // blocks, i % blocks * BS + tl.arange(0, BS)
+    return program // blocks, program % blocks * BS + tl.arange(0, BS)
 
 
 @triton.jit
-def tile_indices(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
-    """Return the sample, channels (BC,) and positions (BS,) of program i. Each processes one tile of a sample."""
+def tile_indices(program, C, S, BC: tl.constexpr, BS: tl.constexpr):
+    """Return the sample, channels (BC,) and positions (BS,) of a program. Each processes one tile of a sample."""
     tiles_of_positions, tiles_of_channels = tl.cdiv(S, BS), tl.cdiv(C, BC)
-    c = i // tiles_of_positions % tiles_of_channels * BC + tl.arange(0, BC)
-    return i // tiles_of_positions // tiles_of_channels, c, i % tiles_of_positions * BS + tl.arange(0, BS)
+    c = program // tiles_of_positions % tiles_of_channels * BC + tl.arange(0, BC)
+    return program // tiles_of_positions // tiles_of_channels, c, program % tiles_of_positions * BS + tl.arange(0, BS)
 
 
 @triton.jit
@@ -233,20 +236,3 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
     constants = [options[name] for name in kernel.arg_names[len(args) :]]
     COMPILED[key] = compiled_launch = compiled[(programs, 1, 1)], constants
     return compiled_launch
-
-
-@torch.no_grad()
-def update_running_stats(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update the running statistics of a batch norm module in place.
-
-    mean, var: mean and unbiased variance of `count` values of every channel.
-    """
-    if norm.running_mean is None or not norm.track_running_stats:
-        return
-    norm.num_batches_tracked += 1
-    if not count:
-        return
-    step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    for running, new in ((norm.running_mean, mean), (norm.running_var, var)):
-        weight = step.to(running.dtype) if isinstance(step, Tensor) else step
-        running.lerp_(new.to(running.dtype), weight)

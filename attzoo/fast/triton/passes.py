@@ -145,13 +145,13 @@ def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
 
 @triton.jit
 def scale_kernel(
-    x, s, t, q, statistics, norm_scale, norm_shift, shortcut, y, C, S,
+    x, s, t, norm_input, statistics, norm_scale, norm_shift, shortcut, y, C, S,
     RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """Write y = x * s * t + shortcut, with a relu if RELU; see `scale`. One program: one tile of y.
 
-    If q is given, a map before its norm, t is computed from it, and written by the programs of the first channels.
-    Programs run from the end of x, which the pass before read last and may still be cached.
+    If `norm_input` is given, a map before its norm, t is computed from it, and written by the programs of the first
+    channels. Programs run from the end of x, which the pass before read last and may still be cached.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     n, c, p = tile_indices(program, C, S, BC, BS)
@@ -162,13 +162,14 @@ def scale_kernel(
         z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if t is not None:
         position_offset = n.to(tl.int64) * S + p
-        if q is not None:
-            a = tl.sigmoid(apply_norm(tl.load(q + position_offset, p < S, 0.0), statistics, norm_scale, norm_shift))
+        if norm_input is not None:
+            norm_input_tile = tl.load(norm_input + position_offset, p < S, 0.0)
+            t_tile = tl.sigmoid(apply_norm(norm_input_tile, statistics, norm_scale, norm_shift))
             if program // tl.cdiv(S, BS) % tl.cdiv(C, BC) == 0:
-                tl.store(t + position_offset, a, p < S)
+                tl.store(t + position_offset, t_tile, p < S)
         else:
-            a = tl.load(t + position_offset, p < S, 0.0)
-        z = z * a[None, :]
+            t_tile = tl.load(t + position_offset, p < S, 0.0)
+        z = z * t_tile[None, :]
     if shortcut is not None:
         z += tl.load(shortcut + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if RELU:
@@ -201,6 +202,6 @@ def scale(
     BC, BS, num_warps = tile("scale", x)
     options = {"RELU": relu, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     shortcut = None if shortcut is None else match_layout(shortcut, x)
-    norm_tensors = (None,) * 4 if norm is None else (norm.q, norm.statistics, norm.scale, norm.shift)
+    norm_tensors = (None,) * 4 if norm is None else (norm.input, norm.statistics, norm.scale, norm.shift)
     args = x, s, t, *norm_tensors, shortcut, y, C, S
     launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)

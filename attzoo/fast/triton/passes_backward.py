@@ -66,12 +66,13 @@ def _relu_backward(dy: Tensor, y: Tensor, result: Tensor) -> None:
 
 @triton.jit
 def position_gradients_kernel(
-    x, dy, s, t, maps, dq, ties, q, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
+    x, dy, s, t, maps, dconv, ties, norm_input, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write dq and ties, (N, S) each, as `position_gradients` returns them. One program: BS positions of a sample.
+    """Write `dconv` and `ties`, (N, S) each, as `position_gradients` returns them.
 
-    If q is given, the input of a batch norm, sums for its backward pass are written too; see `add_gradient_sums`.
+    One program: BS positions of a sample. If `norm_input` is given, the input of a batch norm, sums for its backward
+    pass are written too; see `add_gradient_sums`.
     """
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     position_offset = n.to(tl.int64) * S + p
@@ -88,21 +89,24 @@ def position_gradients_kernel(
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += dy_tile * z
         count += tl.where(inside & (z == maximum[None, :]), 1.0, 0.0)
-    a = tl.load(t + position_offset, p < S, 0.0)
-    gradient = tl.sum(sums, 0) * a * (1 - a)
-    tl.store(dq + position_offset, gradient, p < S)
+    t_tile = tl.load(t + position_offset, p < S, 0.0)
+    gradient = tl.sum(sums, 0) * t_tile * (1 - t_tile)
+    tl.store(dconv + position_offset, gradient, p < S)
     tl.store(ties + position_offset, tl.sum(count, 0), p < S)
-    if q is not None:
-        program, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + position_offset, p < S, 0.0)
+    if norm_input is not None:
+        program, programs = tl.program_id(0), tl.num_programs(0)
+        norm_input_tile = tl.load(norm_input + position_offset, p < S, 0.0)
         add_gradient_sums(
-            gradient, norm_input, p < S, program, programs, parts, counter, statistics, norm_sums, dscale, dshift
+            gradient, norm_input_tile, p < S, program, programs, parts, counter, statistics, norm_sums, dscale, dshift
         )
 
 
 def position_gradients(
     x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor, norm: Norm | None, norm_gradients: Sequence[Any]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of q, where t = sigmoid(norm(q)), and the number of channels with the maximum: (N, S) each.
+    """Return the gradient of the convolution before t, and the number of channels with the maximum: (N, S) each.
+
+    t is the sigmoid of the convolution, or of the norm of the convolution.
 
     Args:
         x: (N, C, *S).
@@ -110,19 +114,19 @@ def position_gradients(
         s: (N, C), or None for 1.
         t: (N, S).
         maps: average and maximum of x * s over channels, (N, 2, S).
-        norm: the batch norm between q and t, or None.
+        norm: the batch norm between the convolution and t, or None.
         norm_gradients: tensors to write, the gradients of the norm's scale and shift; None each without a norm.
 
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("positions", x)
-    dq, ties = empty_float32(x, N, S), empty_float32(x, N, S)
+    dconv, ties = empty_float32(x, N, S), empty_float32(x, N, S)
     options = {"LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     programs = N * cdiv(S, BS)
     gradient_sums = GradientSums.allocate(norm, programs, *norm_gradients)
-    launch(position_gradients_kernel, programs, x, dy, s, t, maps, dq, ties, *gradient_sums, C, S, **options)
-    backward(dq, norm, gradient_sums)
-    return dq, ties
+    launch(position_gradients_kernel, programs, x, dy, s, t, maps, dconv, ties, *gradient_sums, C, S, **options)
+    backward(dconv, norm, gradient_sums)
+    return dconv, ties
 
 
 @triton.jit

@@ -259,9 +259,13 @@ def hidden_of(saved, n, r, N, C, R, ACT: tl.constexpr, MAXIMA: tl.constexpr):
 
 
 def forward(x: Tensor, layers: Layers, uses_maxima: bool, saved: Tensor) -> None:
-    """Pool x (N, C, *S) over space and write `saved`: s, the pools and the hidden units.
+    """Compute s, one coefficient per channel, from x, and write it into `saved` with the pools and the hidden units.
 
-    uses_maxima: whether maxima are used.
+    Args:
+        x: (N, C, *S).
+        layers: the layers.
+        uses_maxima: whether s depends on the maxima over space besides the averages.
+        saved: tensor to write, allocated by the function `saved`.
 
     Raises:
         ValueError: the layers do not have C channels, or have different numbers of hidden units.

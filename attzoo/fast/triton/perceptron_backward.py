@@ -159,10 +159,10 @@ def weights_kernel(
 
     One program: BC channels by BR hidden units, over all samples.
     """
-    i = tl.program_id(0)
+    program = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
-    c = i // blocks * BC + tl.arange(0, BC)
-    r = i % blocks * BR + tl.arange(0, BR)
+    c = program // blocks * BC + tl.arange(0, BC)
+    r = program % blocks * BR + tl.arange(0, BR)
     dw1_sum = tl.zeros([BC, BR], REAL)    # transposed
     dw2_sum = tl.zeros([BC, BR], REAL)
     db1_sum = tl.zeros([BR], REAL)
@@ -171,22 +171,22 @@ def weights_kernel(
         n = (start + tl.arange(0, BN))[:, None]
         in_channels = (n < N) & (c < C)[None, :]
         in_units = (n < N) & (r < R)[None, :]
-        d = tl.load(nth(grads, 1 + MAXIMA, N, C) + n * C + c[None, :], in_channels, 0.0)
+        gradient = tl.load(nth(grads, 1 + MAXIMA, N, C) + n * C + c[None, :], in_channels, 0.0)
         h = hidden_of(saved, n, r, N, C, R, ACT, MAXIMA)
-        dw2_sum = multiply_add(tl.trans(d), h, dw2_sum, PRECISION)
-        db2_sum += tl.sum(d, 0)
+        dw2_sum = multiply_add(tl.trans(gradient), h, dw2_sum, PRECISION)
+        db2_sum += tl.sum(gradient, 0)
         for branch in tl.static_range(1 + MAXIMA):
             dhidden = nth(grads, 2 + MAXIMA, N, C) + (n.to(tl.int64) * (1 + MAXIMA) + branch) * R + r[None, :]
-            d = tl.load(dhidden, in_units, 0.0)
-            a = tl.load(nth(saved, 1 + branch, N, C) + n * C + c[None, :], in_channels, 0.0)
-            dw1_sum = multiply_add(tl.trans(a), d, dw1_sum, PRECISION)
-            db1_sum += tl.sum(d, 0)
+            gradient = tl.load(dhidden, in_units, 0.0)
+            pool = tl.load(nth(saved, 1 + branch, N, C) + n * C + c[None, :], in_channels, 0.0)
+            dw1_sum = multiply_add(tl.trans(pool), gradient, dw1_sum, PRECISION)
+            db1_sum += tl.sum(gradient, 0)
     inside = (c < C)[:, None] & (r < R)[None, :]
     tl.store(dw1 + r[None, :] * C + c[:, None], dw1_sum.to(dw1.dtype.element_ty), inside)
     tl.store(dw2 + c[:, None] * R + r[None, :], dw2_sum.to(dw2.dtype.element_ty), inside)
-    if db1 is not None and i // blocks == 0:
+    if db1 is not None and program // blocks == 0:
         tl.store(db1 + r, db1_sum.to(db1.dtype.element_ty), r < R)
-    if db2 is not None and i % blocks == 0:
+    if db2 is not None and program % blocks == 0:
         tl.store(db2 + c, ((1 + MAXIMA) * db2_sum).to(db2.dtype.element_ty), c < C)
 
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ...ops.numpy import one_value
-from . import channel_norm, common, passes_backward
+from . import channel_norm, passes_backward, running_stats
 from . import maps as map_kernels
 from .common import empty_float32
+from .running_stats import RunningStats
 
 NORM = "Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, float eps, bool training"
 
@@ -37,13 +38,13 @@ class Filter(NamedTuple):
 class Saved(NamedTuple):
     """Tensors saved for the backward pass: maps (N, 2, S) and t (N, S).
 
-    With a batch norm, also the convolution's output q (N, S) and its statistics, see channel_norm.Norm; else these have
+    With a batch norm, also the convolution's output (N, S) and its statistics, see channel_norm.Norm; else these have
     no elements.
     """
 
     maps: Tensor
     t: Tensor
-    q: Tensor
+    conv_output: Tensor
     statistics: Tensor
 
 
@@ -65,22 +66,40 @@ def allocate_saved(x: Tensor, conv: Filter) -> Saved:
     return Saved(empty_float32(x, N, 2, S), empty_float32(x, N, S), empty_float32(x, samples, S), statistics)
 
 
-def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Return the batch norm after the convolution, with its saved tensors; None if there is no norm."""
+def norm_of(conv: Filter, saved: Saved, updated: RunningStats = running_stats.NONE) -> channel_norm.Norm | None:
+    """Return the batch norm after the convolution, with its saved tensors; None if there is no norm.
+
+    updated: running statistics that the kernels update.
+    """
     if conv.scale is None or conv.shift is None:
         return None
-    return channel_norm.Norm(conv.scale, conv.shift, conv.mean, conv.var, conv.eps, saved.q, saved.statistics)
+    running = updated if conv.training else RunningStats(conv.mean, conv.var, None, None)
+    return channel_norm.Norm(
+        conv.scale, conv.shift, running, conv.eps, conv.training, saved.conv_output, saved.statistics
+    )
 
 
-def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Write t and the other saved tensors from `saved.maps`. `size` is the spatial size of x.
+def forward(
+    size: Sequence[int], conv: Filter, saved: Saved, updated: RunningStats
+) -> channel_norm.Norm | None:   # fmt: skip
+    """Write t and the other saved tensors from `saved.maps`.
 
     Return the norm if it uses statistics of the batch, else None. With such a norm t is not written, because
-    `passes.scale` applies the norm. Raises ValueError for statistics of a single value.
+    `passes.scale` applies the norm.
+
+    Args:
+        size: the spatial size of x.
+        conv: the convolution and its norm.
+        saved: tensors to write, except for `maps`.
+        updated: running statistics to update.
+
+    Raises:
+        ValueError: the statistics are those of a single value.
+
     """
-    if conv.scale is not None and conv.training and saved.q.numel() == 1:
-        raise one_value(saved.q.shape)
-    norm = norm_of(conv, saved)
+    if conv.scale is not None and conv.training and saved.conv_output.numel() == 1:
+        raise one_value(saved.conv_output.shape)
+    norm = norm_of(conv, saved, updated)
     map_kernels.conv(saved.maps, conv.weight, size, saved.t, norm)
     return norm if norm is not None and norm.by_batch else None
 
@@ -100,17 +119,18 @@ def backward(
 
     """
     dweight, *norm_gradients = gradients
-    dq, ties = passes_backward.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)
-    if conv.scale is not None and not dq.numel():   # no program has written the sums
+    norm = norm_of(conv, saved)
+    dconv, ties = passes_backward.position_gradients(x, dy, s, saved.t, saved.maps, norm, norm_gradients)
+    if conv.scale is not None and not dconv.numel():   # no program has written the sums
         for gradient in norm_gradients:
             gradient.zero_()
-    return map_kernels.backward(dq, ties, saved.maps, conv.weight, x.shape[2:], x.shape[1], dweight)
+    return map_kernels.backward(dconv, ties, saved.maps, conv.weight, x.shape[2:], x.shape[1], dweight)
 
 
-def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
-    """Update the running statistics of the block's batch norm in place, if it uses statistics of the batch.
+def update_running_stats(norm: Any, saved: Saved) -> None:
+    """Update the running statistics of a batch norm in place, if it is in training and has any.
 
-    conv: the convolution and its norm. saved: tensors that the forward pass saved, with these statistics.
+    saved: tensors that the forward pass saved, with the statistics of the batch.
     """
-    if conv.scale is not None and conv.training:
-        common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.q.numel())
+    if running_stats.has_tracked(norm):
+        running_stats.update(norm, saved.statistics[:1], saved.statistics[2:], saved.conv_output.numel())

@@ -21,7 +21,8 @@ class Identity(keras.layers.Identity):
 class BatchNorm(keras.layers.Layer):
     """(N, *S, C) -> (N, *S, C): batch norm as in torch, with an unbiased running variance.
 
-    Statistics are computed and stored in float32 or float64. Raises ValueError in training on one value per channel.
+    Statistics are computed and stored in float32 or float64. gamma_initializer: Keras initializer of the weight. Raises
+    ValueError in training on one value per channel.
     """
 
     def __init__(self, gamma_initializer: Any = "ones", **kwargs: Any) -> None:
@@ -39,7 +40,8 @@ class BatchNorm(keras.layers.Layer):
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Return the norm of x (N, *S, C); in training, update the running statistics."""
         z = ops.cast(x, wide(x.dtype))
-        weight, bias, center, var = (ops.cast(v, z.dtype) for v in (self.weight, self.bias, self.mean, self.var))
+        arrays = self.weight, self.bias, self.mean, self.var
+        weight, bias, center, var = (ops.cast(array, z.dtype) for array in arrays)
         if training and self.trainable:   # a frozen norm uses running statistics, as in Keras
             axes = tuple(range(x.ndim - 1))
             batch_mean = mean(z, axes)

@@ -30,7 +30,7 @@ def avg_pool(x: Tensor) -> Tensor:
 
 def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return the mean over axes, of which there is at least one, as `avg_pool` describes."""
-    return x.sum(axes) / prod(x.shape[a] for a in axes) if is_plain(x) and x.dtype in EXACT else x.mean(axes)
+    return x.sum(axes) / prod(x.shape[axis] for axis in axes) if is_plain(x) and x.dtype in EXACT else x.mean(axes)
 
 
 def axis_mean(x: Tensor, axis: int) -> Tensor:

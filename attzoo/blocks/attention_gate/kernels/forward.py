@@ -4,7 +4,7 @@ x (N, C, S) and g (N, G, S) are read once. The sum W x + U g, (N, F, S), is neve
 is computed on that grid, (N, Q, F), and resampled when it is read. The backward pass needs only the signs of the relu's
 input, stored as one bit each in words of 32: (N, F / 32, S).
 
-Norms are folded: W x becomes skip_scale * W x, and so on; see `folded` in projections.py.
+Biases and norms are applied as factors of weights and as summands, see projections.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ....fast.triton.common import (
     sample_and_positions,
     sizes,
 )
-from .projections import load_vector
+from .projections import Projection, Projections, load_vector, norm_scale, norm_shift
 from .resize import Grids, resized
 from .tiles import FORWARD, Tile, exact_tile
 
@@ -86,8 +86,8 @@ def add_projection(
     """
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
-        v = load_tile(x, n, c, s, C, S, LAST)
-        sums = add_product(load_weight(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
+        x_tile = load_tile(x, n, c, s, C, S, LAST)
+        sums = add_product(load_weight(w, f, c, F, C) * scale[:, None], x_tile, sums, PRECISION)
     return sums
 
 
@@ -110,10 +110,10 @@ def relu_mask(bits, n, f, s, inside, S, WORDS: tl.constexpr):
 
 @triton.jit
 def project_kernel(
-    g, u, folded, p, F, G, Q, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    g, u, scale, mean, var, eps, projected, F, G, Q, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Write p (N, Q, F), U g times the scale of the norm; see `project`.
+    """Write `projected`, (N, Q, F), U g times the factor of its norm; see `project`.
 
     One program: BF inner channels at BS positions of a sample.
     """
@@ -121,71 +121,86 @@ def project_kernel(
     n, s = sample_and_positions(tl.program_id(0) // blocks, Q, BS)
     f = tl.program_id(0) % blocks * BF + tl.arange(0, BF)
     sums = tl.zeros([BF, BS], REAL)
-    sums = add_projection(g, u, load_vector(folded + F, f, F), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
-    tl.store(p + at(n, f[:, None], s[None, :], F, Q, True), sums, (f < F)[:, None] & (s < Q)[None, :])
+    sums = add_projection(g, u, norm_scale(scale, mean, var, f, F, eps), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
+    tl.store(projected + at(n, f[:, None], s[None, :], F, Q, True), sums, (f < F)[:, None] & (s < Q)[None, :])
 
 
 @triton.jit
 def gate_kernel(
-    x, g, w, u, folded, y, alpha, bits, logits, statistics, parts, counter, eps, N, F, C, G, S, D, H, W, OD, OH, OW,
+    x, g, w, u, bias, scale, shift, mean, var, eps,
+    gating_bias, gating_scale, gating_shift, gating_mean, gating_var, gating_eps,
+    psi, psi_bias, psi_scale, psi_shift, psi_mean, psi_var, psi_eps,
+    y, alpha, bits, logits, statistics, parts, counter, batches, momentum, N, F, C, G, S, D, H, W, OD, OH, OW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     LAST: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr, WORDS: tl.constexpr, BLOCKS: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """Write y, alpha and bits; see `gate`.
 
-    If `logits` is given, write psi's output before its norm, and that norm's statistics, instead of y and alpha. One
-    program: BS positions of a sample. WHOLE: whether a tile holds all channels of x, so that x is loaded once. BLOCKS:
-    number of tiles with BF inner channels. If u is None, g is U g on the coarse grid.
+    If `logits` is given, write psi's output before its norm, and that norm's statistics, instead of y and alpha; then
+    psi_mean and psi_var are running statistics to update, with `batches` and `momentum`, see `RunningStats`. Arguments
+    without prefix belong to the projection of x. One program: BS positions of a sample. WHOLE: whether a tile holds all
+    channels of x, so that x is loaded once. BLOCKS: number of tiles with BF inner channels. If u is None, g is U g on
+    the coarse grid, times the factor of its norm.
     """
     n, s = sample_and_positions(tl.program_id(0), S, BS)
     offset = n.to(tl.int64) * S + s
     if WHOLE:
         c = tl.arange(0, BC)
-        v = load_tile(x, n, c, s, C, S, LAST)
-    z = tl.zeros([BS], REAL) + tl.load(folded + 4 * F)
+        x_tile = load_tile(x, n, c, s, C, S, LAST)
+    channel = tl.arange(0, 1)
+    psi_factor = norm_scale(psi_scale, psi_mean, psi_var, channel, 1, psi_eps)
+    psi_output = tl.zeros([BS], REAL) + norm_shift(psi_factor, psi_bias, psi_shift, psi_mean, channel, 1)
     for block in tl.static_range(BLOCKS):
         f = block * BF + tl.arange(0, BF)
+        gating_factor = norm_scale(gating_scale, gating_mean, gating_var, f, F, gating_eps)
         if u is None:
             sums = resized(g, n, f, s, F, D, H, W, OD, OH, OW, TD, TH, TW, CORNERS, WIDE, BF, BS)
         else:
             sums = tl.zeros([BF, BS], REAL)
-            sums = add_projection(g, u, load_vector(folded + F, f, F), n, f, s, F, G, S, sums, LAST, PRECISION, BG)
-        scale = load_vector(folded, f, F)
+            sums = add_projection(g, u, gating_factor, n, f, s, F, G, S, sums, LAST, PRECISION, BG)
+        factor = norm_scale(scale, mean, var, f, F, eps)
         if WHOLE:
-            sums = add_product(load_weight(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
+            sums = add_product(load_weight(w, f, c, F, C) * factor[:, None], x_tile, sums, PRECISION)
         else:
-            sums = add_projection(x, w, scale, n, f, s, F, C, S, sums, LAST, PRECISION, BC)
-        sums += load_vector(folded + 2 * F, f, F)[:, None]
-        z += tl.sum(relu(sums) * load_vector(folded + 3 * F, f, F)[:, None], 0)
+            sums = add_projection(x, w, factor, n, f, s, F, C, S, sums, LAST, PRECISION, BC)
+        summand = norm_shift(factor, bias, shift, mean, f, F)
+        summand += norm_shift(gating_factor, gating_bias, gating_shift, gating_mean, f, F)
+        sums += summand[:, None]
+        psi_output += tl.sum(relu(sums) * (load_vector(psi, f, F) * psi_factor)[:, None], 0)
         if bits is not None:
-            bit = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
+            sign_bits = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
             for word in tl.static_range(WORDS):
                 if word * 32 // BF == block:   # BF < 32 only if there is a single block
-                    words = tl.sum(tl.where((f // 32 == word)[:, None], bit, 0), 0)
+                    words = tl.sum(tl.where((f // 32 == word)[:, None], sign_bits, 0), 0)
                     tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + offset, words, s < S)
     if logits is not None:
-        tl.store(logits + offset, z, s < S)
+        tl.store(logits + offset, psi_output, s < S)
         count = tl.full([], N, tl.int64) * S
-        add_moments(z, s < S, tl.program_id(0), tl.num_programs(0), count, parts, counter, statistics, eps)
+        program, programs = tl.program_id(0), tl.num_programs(0)
+        add_moments(
+            psi_output, s < S, program, programs, count, parts, counter, statistics, psi_eps,
+            psi_mean, psi_var, batches, momentum,
+        )   # fmt: skip
     else:
-        a = tl.sigmoid(z)
+        coefficients = tl.sigmoid(psi_output)
         if alpha is not None:
-            tl.store(alpha + offset, a, s < S)
+            tl.store(alpha + offset, coefficients, s < S)
         if WHOLE:
-            store_product(v, a, y, n, c, s, C, S, LAST)
+            store_product(x_tile, coefficients, y, n, c, s, C, S, LAST)
         else:
             for start in range(0, C, BC):
                 c = start + tl.arange(0, BC)
-                store_product(load_tile(x, n, c, s, C, S, LAST), a, y, n, c, s, C, S, LAST)
+                store_product(load_tile(x, n, c, s, C, S, LAST), coefficients, y, n, c, s, C, S, LAST)
 
 
 @triton.jit
-def store_product(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
-    """Write v * a into y (N, C, S) at n, c and s: v (BC, BS) are elements of x, a (BS,) their coefficients."""
+def store_product(x_tile, coefficients, y, n, c, s, C, S, LAST: tl.constexpr):
+    """Write x_tile * coefficients, (BC, BS) and (BS,), into y (N, C, S) at sample n, channels c and positions s."""
     inside = (c < C)[:, None] & (s < S)[None, :]
     address = y + at(n, c[:, None], s[None, :], C, S, LAST)
-    tl.store(address, (v.to(REAL) * a[None, :]).to(y.dtype.element_ty), inside, eviction_policy="evict_first")
+    product = x_tile.to(REAL) * coefficients[None, :]
+    tl.store(address, product.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
 # ---- launching -------------------------------------------------------------------------------------------------------
@@ -216,15 +231,15 @@ def precision(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 and not allowed else "tf32"
 
 
-def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, channels_last: bool) -> None:
-    """Write U g times the scale of the norm into p (N, Q, F), on the grid of g, which has Q positions.
+def project(g: Tensor, gating: Projection, projected: Tensor, channels_last: bool) -> None:
+    """Write U g times the factor of its norm into `projected`, (N, Q, F), on the grid of g, which has Q positions.
 
-    g: (N, G, *G). u: (F, G, 1, ...). folded: see projections.py. channels_last: whether g is channels last.
+    g: (N, G, *G). gating: the projection of g. channels_last: whether g is channels last.
     """
-    (N, G, Q), F = sizes(g), len(u)
+    (N, G, Q), F = sizes(g), len(gating.weight)
     BF, BC, BS, num_warps = tile(g, F, G)
     options: dict[str, Any] = {"LAST": channels_last, "PRECISION": precision(g), "BF": BF, "BC": BC, "BS": BS}
-    args = g, u, folded, p, F, G, Q
+    args = g, gating.weight, *gating.scale_arguments(), projected, F, G, Q
     programs = N * cdiv(Q, BS) * cdiv(F, BF)
     launch(project_kernel, programs, *args, **options, num_warps=num_warps, num_stages=2)
 
@@ -232,9 +247,7 @@ def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, channels_last: bool
 def gate(
     x: Tensor,
     g: Tensor,
-    w: Tensor,
-    u: Tensor | None,
-    folded: Tensor,
+    projections: Projections,
     grids: Grids,
     outputs: Outputs,
     psi_norm: channel_norm.Norm | None,
@@ -243,18 +256,18 @@ def gate(
 
     Args:
         x: (N, C, *S).
-        g: (N, G, *S), or, if `u` is None, U g on a coarser grid, (N, Q, F).
-        w: weight of x, (F, C, 1, ...).
-        u: weight of g, (F, G, 1, ...), or None.
-        folded: see projections.py.
+        g: (N, G, *S), or, if the grids differ, the result of `project` on the coarser grid, (N, Q, F).
+        projections: the projections, as `Call.with_batch_statistics` returns them.
         grids: the grids of g and of x.
         outputs: tensors to write.
         psi_norm: psi's norm if it uses statistics of the batch, else None. With it, the norm's input and statistics are
             written instead of y and alpha.
 
     """
-    (N, C, S), F = sizes(x), len(w)
+    skip, gating, psi = projections
+    (N, C, S), F = sizes(x), len(skip.weight)
     BF, BC, BS, num_warps = tile(x, F, C)
+    u = gating.weight if grids.are_equal else None
     BS = min(BS, 64) if u is None else BS   # resampling 128 positions would spill registers
     G = 0 if u is None else u.shape[1]
     BG = min(BC, max(16, next_power_of_2(G)))
@@ -262,11 +275,13 @@ def gate(
     options |= {"WORDS": cdiv(F, WORD), "BLOCKS": cdiv(F, BF)}
     tile_options = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
     programs = N * cdiv(S, BS)
-    norm_args: tuple[Any, ...] = (None,) * 5
+    norm_args: tuple[Any, ...] = (None,) * 6
     if psi_norm is not None:
-        parts = empty_float32(x, 3, programs)
-        norm_args = psi_norm.q, psi_norm.statistics, parts, counters(x, 1), psi_norm.eps
-    args = x, g, w, u, folded, *outputs, *norm_args, N, F, C, G, S, *grids.sizes
+        running, parts = psi_norm.running, empty_float32(x, 3, programs)
+        psi = psi._replace(mean=running.mean, var=running.var)
+        norm_args = psi_norm.input, psi_norm.statistics, parts, counters(x, 1), running.batches, running.momentum
+    projection_args = *skip.norm_arguments(), *gating.norm_arguments(), psi.weight, *psi.norm_arguments()
+    args = x, g, skip.weight, u, *projection_args, *outputs, *norm_args, N, F, C, G, S, *grids.sizes
     launch(gate_kernel, programs, *args, **grids.options, **options, **tile_options)
 
 

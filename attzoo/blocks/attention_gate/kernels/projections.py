@@ -1,18 +1,18 @@
-"""The projections of the additive attention gate, and a kernel that folds their biases and norms.
+"""The projections of the additive attention gate, and the factors and summands that their biases and norms amount to.
 
-W x becomes skip_scale * W x, and so on. `folded`, (4 F + 2,), holds the scales of W x and of U g, the sum of their
-shifts, and psi, F numbers each, then psi's bias and the scale of psi's norm.
+A norm of W x + bias is factor * W x + summand, with F numbers each. Every program computes those of the channels that
+it needs, because a kernel that computes them before would take longer than reading them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ....fast.triton.common import REAL, launch, next_power_of_2
+from ....fast.triton.common import REAL
 
 
 class Projection(NamedTuple):
@@ -39,6 +39,18 @@ class Projection(NamedTuple):
         """
         return self._replace(bias=None, mean=batch, var=None) if self.by_batch else self
 
+    def without_batch_norm(self) -> Projection:
+        """Return the projection without its norm if that is `by_batch`, for kernels that do not apply it."""
+        return self._replace(scale=None, shift=None) if self.by_batch else self
+
+    def norm_arguments(self) -> tuple[Any, ...]:
+        """Return the bias and the norm as arguments of a kernel."""
+        return self.bias, self.scale, self.shift, self.mean, self.var, self.eps
+
+    def scale_arguments(self) -> tuple[Any, ...]:
+        """Return the arguments of a kernel that needs only the factor of the norm."""
+        return self.scale, self.mean, self.var, self.eps
+
 
 class Projections(NamedTuple):
     """The three projections of a gate: of x, of g, and of their sum after the relu."""
@@ -58,69 +70,32 @@ def load_vector(start, f, F):
 
 
 @triton.jit
-def scale_and_shift(scale, shift, mean, var, bias, f, F, eps):
-    """Return factor and summand such that norm(z + bias) = factor * z + summand, at channels f of F, in f's shape.
+def norm_scale(scale, mean, var, f, F, eps):
+    """Return the factor of a norm at channels f of F, in f's shape: scale / standard deviation, or 1 without a norm.
 
-    Any of bias and norm (scale, shift, mean, var, eps) may be None. If only var is None, the variance follows the mean
-    in memory.
+    scale, mean, var, eps: those of `Projection`; scale is None without a norm. If var is None, the variance follows the
+    mean in memory.
     """
-    offset = tl.zeros(f.shape, REAL)
-    factor = offset + 1
-    if bias is not None:
-        offset = load_vector(bias, f, F)
-    if scale is not None:
+    if scale is None:
+        factor = tl.full(f.shape, 1.0, REAL)
+    else:
         if var is None:
-            variance = load_vector(mean + F, f, F)
+            variance = tl.load(mean + F + f, f < F, 1.0)
         else:
-            variance = load_vector(var, f, F)
+            variance = tl.load(var + f, f < F, 1.0).to(REAL)
         factor = load_vector(scale, f, F) / tl.sqrt(variance + eps)
-        offset = (offset - load_vector(mean, f, F)) * factor + load_vector(shift, f, F)
-    return factor, offset
+    return factor
 
 
 @triton.jit
-def fold_kernel(
-    psi, bias, gating_bias, psi_bias, scale, shift, mean, var, gating_scale, gating_shift, gating_mean, gating_var,
-    psi_scale, psi_shift, psi_mean, psi_var, folded, F, eps, gating_eps, psi_eps, BF: tl.constexpr,
-):   # fmt: skip
-    """Write all of `folded`; see `fold`. There is one program.
+def norm_shift(factor, bias, shift, mean, f, F):
+    """Return the summand of a norm at channels f of F, in f's shape, so that norm(z + bias) = factor * z + summand.
 
-    Arguments without prefix belong to the skip projection.
+    factor: see `norm_scale`. bias, shift, mean: those of `Projection`; shift is None without a norm.
     """
-    f = tl.arange(0, BF)
-    skip_factor, skip_offset = scale_and_shift(scale, shift, mean, var, bias, f, F, eps)
-    gating_factor, gating_offset = scale_and_shift(
-        gating_scale, gating_shift, gating_mean, gating_var, gating_bias, f, F, gating_eps
-    )
-    psi_factor, psi_offset = scale_and_shift(
-        psi_scale, psi_shift, psi_mean, psi_var, psi_bias, tl.arange(0, 1), 1, psi_eps
-    )
-    tl.store(folded + f, skip_factor, f < F)
-    tl.store(folded + F + f, gating_factor, f < F)
-    tl.store(folded + 2 * F + f, skip_offset + gating_offset, f < F)
-    tl.store(folded + 3 * F + f, load_vector(psi, f, F) * tl.sum(psi_factor), f < F)
-    tl.store(folded + 4 * F + tl.arange(0, 1), psi_offset)
-    tl.store(folded + 4 * F + 1 + tl.arange(0, 1), psi_factor)
-
-
-# ---- launching -------------------------------------------------------------------------------------------------------
-
-
-def fold(projections: Projections, folded: Tensor) -> None:
-    """Write `folded`, (4 F + 2,), from psi, the biases and the norms; see the module's docstring.
-
-    The skip and gating projections are those that `Projection.with_batch_statistics` returns. A psi norm that is
-    `by_batch` is not folded.
-    """
-    skip, gating, psi = projections
-    if psi.by_batch:
-        psi = psi._replace(scale=None, shift=None, mean=None, var=None)
-    biases = [projection.bias for projection in (skip, gating, psi)]
-    norms = [
-        tensor
-        for projection in (skip, gating, psi)
-        for tensor in (projection.scale, projection.shift, projection.mean, projection.var)
-    ]
-    F = psi.weight.numel()
-    args = psi.weight, *biases, *norms, folded, F, skip.eps, gating.eps, psi.eps
-    launch(fold_kernel, 1, *args, BF=next_power_of_2(F), num_warps=4)
+    offset = tl.full(f.shape, 0.0, REAL)
+    if bias is not None:
+        offset += load_vector(bias, f, F)
+    if shift is not None:
+        offset = (offset - load_vector(mean, f, F)) * factor + load_vector(shift, f, F)
+    return offset

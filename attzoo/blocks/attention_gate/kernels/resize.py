@@ -39,23 +39,25 @@ class Grids(NamedTuple):
 
 
 @triton.jit
-def source_position(i, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """Return the first source position that target position i reads, and the weight of the second one, along an axis.
+def source_position(
+    target_index, source_size, target_size, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr
+):   # fmt: skip
+    """Return the first source position that a target position reads, and the weight of the second one, along an axis.
 
-    source, target: sizes of the grids. TAPS: number of source positions that are read, 1 or 2. CORNERS, WIDE: see
+    TAPS: number of source positions that are read, 1 or 2. CORNERS, WIDE: see
     `Grids`.
     """
     if WIDE:
-        i = i.to(tl.int64)
+        target_index = target_index.to(tl.int64)
     if TAPS == 1:
-        numerator = (2 * i + 1) * source
-        denominator = 2 * target
+        numerator = (2 * target_index + 1) * source_size
+        denominator = 2 * target_size
     elif CORNERS:
-        numerator = i * (source - 1)
-        denominator = tl.maximum(target - 1, 1)
+        numerator = target_index * (source_size - 1)
+        denominator = tl.maximum(target_size - 1, 1)
     else:
-        numerator = tl.maximum((2 * i + 1) * source - target, 0)
-        denominator = 2 * target
+        numerator = tl.maximum((2 * target_index + 1) * source_size - target_size, 0)
+        denominator = 2 * target_size
     low = numerator // denominator
     fraction = (numerator - low * denominator).to(REAL) / denominator
     return low.to(tl.int32), fraction
@@ -73,11 +75,11 @@ def tap_weight(fraction, tap, TAPS: tl.constexpr):
 
 @triton.jit
 def resized(
-    p, n, f, s, F, D, H, W, OD, OH, OW,
+    source_map, n, f, s, F, D, H, W, OD, OH, OW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     BF: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Return a map p (N, Q, F) resampled to target positions s, at sample n and inner channels f: (BF, BS).
+    """Return `source_map`, (N, Q, F), resampled to target positions s, at sample n and inner channels f: (BF, BS).
 
     (OD, OH, OW) is the size of the map's grid, (D, H, W) that of the target grid. TD, TH, TW, CORNERS, WIDE: see
     `Grids`.
@@ -87,46 +89,52 @@ def resized(
     w, w_fraction = source_position(s % W, OW, W, TW, CORNERS, WIDE)
     inside = (f < F)[:, None] & (s < D * H * W)[None, :]
     sums = tl.zeros([BF, BS], REAL)
-    for j in tl.static_range(TD * TH * TW):
-        jd = j // (TH * TW)
-        jh = j // TW % TH
-        jw = j % TW
-        weight = tap_weight(d_fraction, jd, TD) * tap_weight(h_fraction, jh, TH) * tap_weight(w_fraction, jw, TW)
-        row = tl.minimum(d + jd, OD - 1) * OH + tl.minimum(h + jh, OH - 1)
-        q = row * OW + tl.minimum(w + jw, OW - 1)
-        sums += tl.load(p + at(n, f[:, None], q[None, :], F, OD * OH * OW, True), inside, 0.0) * weight[None, :]
+    for tap in tl.static_range(TD * TH * TW):
+        tap_d = tap // (TH * TW)
+        tap_h = tap // TW % TH
+        tap_w = tap % TW
+        weight = tap_weight(d_fraction, tap_d, TD) * tap_weight(h_fraction, tap_h, TH)
+        weight *= tap_weight(w_fraction, tap_w, TW)
+        row = tl.minimum(d + tap_d, OD - 1) * OH + tl.minimum(h + tap_h, OH - 1)
+        source_index = row * OW + tl.minimum(w + tap_w, OW - 1)
+        address = source_map + at(n, f[:, None], source_index[None, :], F, OD * OH * OW, True)
+        sums += tl.load(address, inside, 0.0) * weight[None, :]
     return sums
 
 
 @triton.jit
-def first_target(source_index, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """Return a target position before which no target position reads source position source_index.
+def first_target(source_index, source_size, target_size, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
+    """Return a target position before which no target position reads source position `source_index`.
 
-    source, target: sizes of the grids. TAPS, CORNERS and WIDE as in `source_position`.
+    TAPS, CORNERS and WIDE are those of `source_position`.
     """
     if WIDE:
         source_index = source_index.to(tl.int64)
     if TAPS == 1:
-        i = (2 * target * source_index // source - 1) // 2
+        target_index = (2 * target_size * source_index // source_size - 1) // 2
     elif CORNERS:
-        i = tl.maximum(source_index - 1, 0) * (target - 1) // tl.maximum(source - 1, 1)
+        target_index = tl.maximum(source_index - 1, 0) * (target_size - 1) // tl.maximum(source_size - 1, 1)
     else:
-        i = (tl.maximum(2 * source_index - 1, 0) * target // source - 1) // 2
-    return tl.maximum(i, 0).to(tl.int32)
+        target_index = (tl.maximum(2 * source_index - 1, 0) * target_size // source_size - 1) // 2
+    return tl.maximum(target_index, 0).to(tl.int32)
 
 
 @triton.jit
-def source_weight(i, q, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """Return the weight of source position q in the value at target position i, along an axis; 0 beyond the target.
+def source_weight(
+    target_index, source_index, source_size, target_size,
+    TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
+):   # fmt: skip
+    """Return the weight of a source position in the value at a target position, along an axis; 0 beyond the target.
 
-    source, target: sizes of the grids. TAPS, CORNERS and WIDE as in `source_position`.
+    TAPS, CORNERS and WIDE are those of `source_position`.
     """
-    low, fraction = source_position(i, source, target, TAPS, CORNERS, WIDE)
+    low, fraction = source_position(target_index, source_size, target_size, TAPS, CORNERS, WIDE)
     if TAPS == 1:
-        weight = tl.where(low == q, 1.0, 0.0)
+        weight = tl.where(low == source_index, 1.0, 0.0)
     else:
-        weight = tl.where(low == q, 1 - fraction, 0.0) + tl.where(tl.minimum(low + 1, source - 1) == q, fraction, 0.0)
-    return tl.where(i < target, weight, 0.0)
+        high = tl.minimum(low + 1, source_size - 1)
+        weight = tl.where(low == source_index, 1 - fraction, 0.0) + tl.where(high == source_index, fraction, 0.0)
+    return tl.where(target_index < target_size, weight, 0.0)
 
 
 # ---- launching -------------------------------------------------------------------------------------------------------
@@ -154,24 +162,25 @@ def target_counts(grids: Grids) -> tuple[int, ...]:
 
 
 @lru_cache
-def _target_count(source: int, target: int, taps: int, corners: bool) -> int:
+def _target_count(source_size: int, target_size: int, taps: int, corners: bool) -> int:
     """Return the count of `target_counts` for one axis, from its sizes and taps. corners: whether corners are aligned.
 
     It computes `source_position` and `first_target` in NumPy for the whole axis.
     """
-    i = np.arange(target)
+    target_indices = np.arange(target_size)
     if taps == 1:
-        low = (2 * i + 1) * source // (2 * target)
-        return int((i - np.maximum((2 * target * low // source - 1) // 2, 0)).max()) + 1
+        low = (2 * target_indices + 1) * source_size // (2 * target_size)
+        return int((target_indices - np.maximum((2 * target_size * low // source_size - 1) // 2, 0)).max()) + 1
     if corners:
-        low = i * (source - 1) // max(target - 1, 1)
+        low = target_indices * (source_size - 1) // max(target_size - 1, 1)
     else:
-        low = np.maximum((2 * i + 1) * source - target, 0) // (2 * target)
+        low = np.maximum((2 * target_indices + 1) * source_size - target_size, 0) // (2 * target_size)
 
     def first_target_index(source_index: NDArray[np.integer]) -> NDArray[np.integer]:
         """Return `first_target` of source positions, in NumPy."""
         if corners:
-            return np.maximum(source_index - 1, 0) * (target - 1) // max(source - 1, 1)
-        return np.maximum((np.maximum(2 * source_index - 1, 0) * target // source - 1) // 2, 0)
+            return np.maximum(source_index - 1, 0) * (target_size - 1) // max(source_size - 1, 1)
+        return np.maximum((np.maximum(2 * source_index - 1, 0) * target_size // source_size - 1) // 2, 0)
 
-    return int(max((i - first_target_index(q)).max() for q in (low, np.minimum(low + 1, source - 1)))) + 1
+    source_indices = low, np.minimum(low + 1, source_size - 1)
+    return int(max((target_indices - first_target_index(indices)).max() for indices in source_indices)) + 1
