@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
@@ -64,11 +65,10 @@ def _loss_terms(trainer: Any, logits: Array, masks: NDArray[Any]) -> NDArray[np.
 
     PyTorch computes them, for Keras too: MONAI, which `predict_windows` needs, requires it.
     """
-    from .losses.torch import terms
-
-    torch = package("torch")
+    torch, losses = package("torch"), import_module(f"{__package__}.losses.torch")
     weights = None if trainer.class_weights is None else torch.tensor(trainer.class_weights)
-    pairs = terms(trainer.settings.loss, torch.from_numpy(logits), torch.from_numpy(masks.astype(np.int64)), weights)
+    y, t = torch.from_numpy(logits), torch.from_numpy(masks.astype(np.int64))
+    pairs = losses.terms(trainer.settings.loss, y, t, weights)
     return np.array([[float(total), float(count)] for total, count in pairs])
 
 
