@@ -90,3 +90,8 @@ def test_phantoms_are_listed(dims, tmp_path):
     size = " x ".join(["16"] * dims)
     assert lines[0] == f"data: built-in phantoms, 8 images to train on, 2 to validate on; {size}, 1 channel"
     assert lines[1] == "classes: 4"
+
+
+def test_class_weights_and_initial_weights_are_listed(tmp_path):
+    settings = Settings(phantoms=10, size=(16, 16), class_weights=(1, 2, 3.5, 0), init="w.safetensors")
+    assert {"class weights: 1, 2, 3.5, 0", "initial weights: w.safetensors"} <= set(overview_lines(settings, tmp_path))

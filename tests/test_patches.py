@@ -203,7 +203,7 @@ def test_run_on_patches_resumes_to_the_same_bits_and_predicts_as_it_validates(tr
     np.testing.assert_allclose(predict(network, small), whole / whole.sum(axis=0), rtol=0, atol=1e-5)
     assert predict(network, small, window=()).shape == (2, 5, 7)
     assert abs(predict(network, small, window=()) - predict(network, small)).max() > 1e-4
-    trainer = type("", (), {"network": network.model, "framework": "", "class_weights": None})
+    trainer = type("", (), {"network": network.model, "framework": ""})
     lines = overview.lines(settings, out, *run.datasets(settings), trainer)
     padded = sum(shape[1] < 16 or shape[2] < 12 for shape in run.datasets(settings)[0].shapes)
     expected = "patches: 2 of 16 x 12 from each image, 33% centered on a class other than 0"

@@ -13,6 +13,7 @@ from .data import Dataset, Folder
 from .files import ignored_files
 from .settings import Settings
 from .survey import lost_classes
+from .weighting import class_weights
 
 MAX_LISTED: Final = 4   # the number of orientations, or of spacings, to list
 
@@ -36,8 +37,8 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
         parts.append(_patches(settings, training))
     if settings.spacing:
         parts.append(f"resampled to a spacing of {' x '.join(f'{side:.4g}' for side in settings.spacing)} mm")
-    if trainer.class_weights:
-        parts.append(f"class weights: {', '.join(f'{weight:.4g}' for weight in trainer.class_weights)}")
+    if weights := class_weights(settings, training):
+        parts.append(f"class weights: {', '.join(f'{weight:.4g}' for weight in weights)}")
     if settings.init:
         parts.append(f"initial weights: {settings.init}")
     return [*parts, f"network: {network_text}", f"output: {out.resolve()}"]
