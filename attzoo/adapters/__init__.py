@@ -17,7 +17,10 @@ from typing import Any, Final, Protocol, cast
 from ..contract import AnySpec, Array, Coefficients
 from ..recording import Tap
 
-NO_BLOCKS: Final = " without any block: traced, exported and cloned copies contain none, so pass the original model"
+NO_BLOCKS: Final = (   # end of an error for a model
+    " without any block: traced, exported and cloned copies contain none, so pass the original model, "
+    "or add blocks first by attzoo.attach or attzoo.swap"
+)
 
 
 @dataclass(frozen=True)
