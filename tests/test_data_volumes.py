@@ -248,6 +248,7 @@ def test_predicted_mask_has_the_header_of_its_image(form_codes, kind, tmp_path):
     image.header["descrip"], image.header["cal_max"] = b"a scan", 400
     for name, value in HEADERS[form_codes].items():
         image.header[name] = value
+    image.header.set_intent("t test", (9,), name="effect")
     image.header.set_slope_inter(0.5, -1000)
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"from the ward"))
     nibabel.save(image, tmp_path / "scan.nii.gz")
@@ -263,6 +264,7 @@ def test_predicted_mask_has_the_header_of_its_image(form_codes, kind, tmp_path):
     ]
     assert after.get_data_dtype() == np.uint8
     assert after.header["cal_max"] == 0
+    assert after.header.get_intent() == ("none", (), "")
     np.testing.assert_array_equal(np.asarray(after.dataobj), MASK)
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz"), MASK)
 

@@ -208,5 +208,6 @@ def write_mask(path: Path, mask: NDArray[Any], source: Path) -> None:
     header.set_data_dtype(mask.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0   # the display window of the image, not of the mask
+    header.set_intent("none")   # what the values of the image mean, such as t-values, not those of the mask
     with atomic_write(path) as temporary:
         nibabel.save(type(image)(mask, None, header), temporary)
