@@ -202,7 +202,7 @@ def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path
     data = bytearray(png(array, bits, kind, extra_chunks))
     (tmp_path / "a.png").write_bytes(data)
     assert read_image(tmp_path / "a.png").shape[1:] == (64, 48)
-    message = r"a.png: (expected a whole PNG, got a damaged file: .*IDAT|broken data)"
+    message = r"a.png: (expected a whole PNG, got a damaged file: .*IDAT|.*broken data)"
     for at in (-20, -14):   # in the data's last bytes, and in their checksum
         damaged = data.copy()
         damaged[at] ^= 1
@@ -661,6 +661,8 @@ BROKEN = {
     "annex.nii.gz": b"/annex/objects/MD5E-s10--0.nii.gz\n",
     "head.pgm": b"P5",
     "words.pgm": b"P5 a b c\n",
+    "cut.pgm": b"P5 2 2 255\nabc",
+    "large.pgm": b"P2 2 1 255\n300 0\n",
     "head.bmp": b"BM",
     "head.jp2": b"\xff\x4f\xff\x51",
     "head.jpg": b"\xff\xd8\xff",
@@ -678,6 +680,7 @@ BROKEN = {
     "truncated.tif": tiff(np.stack([WORDS] * 6), truncate=True),   # the header of the first page alone
     "imagej.tif": tiff(np.stack([WORDS] * 6), imagej=True),
     "scan.dcm": b"\0" * 128 + b"DICM" + b"\0" * 99,
+    "codeless.jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
     "cut.jp2": imagecodecs.jpeg2k_encode(NOISE, level=0)[:300],
     "frames.tiff": encoded(BYTES, "TIFF of frames"),
     "frames.gif": encoded(BYTES, "GIF of frames"),
@@ -693,6 +696,7 @@ BROKEN = {
     "cut.npy": encoded(BYTES, "npy")[:-1],
     "nan.npy": encoded(np.array([[0, np.nan]]), "npy"),
     "text.nii": b"hello" * 100,
+    "cut.nii": nifti_of_size(4, 4, 4, 1),
     "huge.nii": nifti_of_size(32767, 32767, 32767, 32767),
     "cut.nii.gz": encoded(NOISE[..., None].astype(np.float32), "nii.gz")[:-200],
     "infinite.nii.gz": encoded(np.full((2, 2, 2), np.inf, np.float32), "nii.gz"),
@@ -737,7 +741,8 @@ def test_error_for_a_missing_file_names_it(tmp_path):
     ("long.npy", r"array \(H, W\), \(D, H, W\) or \(D, H, W, C\), got \(1, 1, 6, 5, 4\): save one image or volume per "
                  "file, with at least one pixel$"),
     *((name, f"{name}: the file may be damaged, or have the wrong ending: .*; copy the file again")
-      for name in ("head.jp2", "jpegls.jpg")),
+      for name in ("head.jp2", "jpegls.jpg", "cut.jpg", "cut.pgm", "large.pgm", "cut.nii", "cut.jp2", "text.nii")),
+    ("codeless.jp2", "codeless.jp2: expected a JPEG 2000 with a code stream, got none: copy the file again"),
     *((f"{name}.pgm", f"expected a size in the header of a PNM, got {got}; save the file again$")
       for name, got in (("head", "b''"), ("words", "b'a b c'"))),
 ])   # fmt: skip

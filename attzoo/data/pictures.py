@@ -187,10 +187,13 @@ def jpeg_2000(path: Path) -> FileInfo:
     """Return the metadata of a JPEG 2000, from the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1).
 
     Raises:
-        ValueError: if the channels have different integer types or more than 16 bits, or if there are none.
+        ValueError: if the file has no code stream, if the channels have different integer types or more than 16 bits,
+            or if there are none.
     """
     data = path.read_bytes()
-    start = data.index(b"\xff\x4f\xff\x51") + 8   # skip SOC, SIZ, its length and capabilities
+    if (code_stream := data.find(b"\xff\x4f\xff\x51")) < 0:   # the markers SOC and SIZ
+        raise ValueError("expected a JPEG 2000 with a code stream, got none: copy the file again, or save it again")
+    start = code_stream + 8   # skip the markers, the length of SIZ and capabilities
     width, height, left, top, _, _, _, _, channels = struct.unpack_from(">8IH", data, start)
     depths = set(data[start + 34 : start + 34 + 3 * channels : 3])   # bits - 1, plus 128 for signed integers
     if len(depths) != 1 or (depth := min(depths)) & 127 > 15:

@@ -153,8 +153,9 @@ def unsupported_format(path: Path) -> str | None:
 def naming(path: Path) -> Iterator[None]:
     """Raise errors of reading a file in the `with` block as ValueError whose message names the file.
 
-    Libraries that read files raise many types of errors for damaged files, such as SyntaxError. ModuleNotFoundError,
-    and OSError that already names a file, are not changed.
+    Libraries that read files raise many types of errors for damaged files, such as SyntaxError, whose messages do not
+    say what to do, so the message of this error does. ModuleNotFoundError, and OSError that already names a file, are
+    not changed.
     """
     try:
         yield
@@ -163,13 +164,23 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as err:
         if isinstance(err, OSError) and err.filename is not None:   # the message already has a path
             raise
-        if not isinstance(err, (ValueError, OSError, MemoryError)):   # an unforeseen error of a reader
+        if not (isinstance(err, MemoryError) or _is_of_attzoo(err)):
             cause_text = "the file may be damaged, or have the wrong ending"
-            got, fix = f"{type(err).__name__}: {err}", "copy the file again, or save it again"
+            got = f"{type(err).__name__}: {' '.join(str(err).split())}"
+            fix = "copy the file again, or save it again"
             raise ValueError(f"cannot read {path}: {cause_text}: {got}; {fix}") from err
         size_fix = "if the size in the file's header is wrong, copy the file again"
         memory_text = f"too little memory for the samples; {size_fix}"
         raise ValueError(f"cannot read {path}: {str(err) or memory_text}") from err
+
+
+def _is_of_attzoo(err: Exception) -> bool:
+    """Whether code of attzoo raised an error, whose message then says what to do, and not a library that it calls."""
+    traceback = err.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module_name = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__"))
+    return isinstance(err, (ValueError, OSError)) and module_name.startswith("attzoo.")
 
 
 @contextmanager
