@@ -43,7 +43,7 @@ def train(
     channel_files: Annotated[
         bool | None,
         typer.Option(
-            "--channel-files", help="Each channel is a file: NAME_0000.nii.gz, NAME_0001.nii.gz, ... for the mask NAME."
+            "--channel-files", help="Each channel is a file: NAME_0000.nii.gz, NAME_0001.nii.gz and so on; mask: NAME."
         ),
     ] = None,
     spacing: Annotated[
