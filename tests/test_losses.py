@@ -162,6 +162,16 @@ def test_both_frameworks_compute_the_formula(name, shape):
     assert (gradient * direction).sum() == pytest.approx(difference, rel=2e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize(("name", "shape"), [(n, s) for n in LOSSES for s in SHAPES if is_defined(n, s)])
+def test_terms_of_slabs_of_large_images_give_the_formula(name, shape):
+    logits, masks = random_batch(shape)
+    x, y = torch.from_numpy(logits), torch.from_numpy(masks)
+    for pixels in (1, 2 * masks[:, 0].size, 1000):   # one row, two rows, the whole images
+        terms = torch_losses.terms_of_large_images(name, x, y, None, pixels)
+        value = sum(float(total) / max(float(count), 1) for total, count in terms)
+        assert value == pytest.approx(formula(name, logits, masks), rel=2e-5)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_images_in_which_all_pixels_are_ignored_are_left_out(name):
     logits, masks = random_batch((3, 4, 5, 6))

@@ -14,7 +14,7 @@ from ..contract import Array
 from ..data import IGNORE, package
 
 OVERLAP: Final = 0.25   # in validation, MONAI's default; a larger overlap needs more windows
-CHUNK: Final = 2**20   # the number of pixels that are counted in one step
+CHUNK: Final = 2**20   # the number of pixels that are counted in one step, or whose losses are computed
 
 
 def predict_windows(
@@ -67,8 +67,8 @@ def _loss_terms(trainer: Any, logits: Array, masks: NDArray[Any]) -> NDArray[np.
     """
     torch, losses = package("torch"), import_module(f"{__package__}.losses.torch")
     weights = None if trainer.class_weights is None else torch.tensor(trainer.class_weights)
-    y, t = torch.from_numpy(logits), torch.from_numpy(masks.astype(np.int64))
-    pairs = losses.terms(trainer.settings.loss, y, t, weights)
+    y, t = torch.from_numpy(logits), torch.from_numpy(masks.astype(np.int64, copy=False))
+    pairs = losses.terms_of_large_images(trainer.settings.loss, y, t, weights, CHUNK)
     return np.array([[float(total), float(count)] for total, count in pairs])
 
 

@@ -35,6 +35,21 @@ def terms(name: str, logits: Tensor, masks: Tensor, weights: Tensor | None = Non
     return [LOSSES[part](logits.float(), masks, *((weights,) if part in WEIGHTED else ())) for part in names]
 
 
+def terms_of_large_images(name: str, logits: Tensor, masks: Tensor, weights: Tensor | None, pixels: int) -> list[Term]:
+    """Return `terms`, computed for slabs of about `pixels` pixels along the first spatial axis to save memory."""
+    rows = max(1, pixels // masks[:, 0].numel())
+    slabs = [(y.float(), t) for y, t in zip(logits.split(rows, 2), masks.split(rows, 1), strict=True)]
+    result: list[Term] = []
+    for part in SUMS.get(name, (name,)):
+        if part in OF_IMAGES:
+            overlaps = [sum(counts) for counts in zip(*(_overlaps(y, t) for y, t in slabs), strict=True)]
+            result.append(_mean_classes(OF_IMAGES[part](*overlaps), masks))
+        else:
+            totals, counts = zip(*(LOSSES[part](y, t, weights) for y, t in slabs), strict=True)
+            result.append((sum(totals), sum(counts)))
+    return result
+
+
 def cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Term:
     """Return (cross-entropy summed over pixels, number of pixels). Pixels of IGNORE are left out."""
     total = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, reduction="sum")
@@ -50,19 +65,28 @@ def bce(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Term:
 
 def dice(logits: Tensor, masks: Tensor) -> Term:
     """Return (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
-    true_positives, false_negatives, false_positives = _overlaps(logits, masks)
-    errors = false_negatives + false_positives
-    return _mean_classes(errors / (2 * true_positives + errors + 1), masks)
+    return _mean_classes(_dice(*_overlaps(logits, masks)), masks)
 
 
 def focal_tversky(logits: Tensor, masks: Tensor) -> Term:
     """Return (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
-    true_positives, false_negatives, false_positives = _overlaps(logits, masks)
+    return _mean_classes(_focal_tversky(*_overlaps(logits, masks)), masks)
+
+
+def _dice(true_positives: Tensor, false_negatives: Tensor, false_positives: Tensor) -> Tensor:
+    """Return the Dice loss of each image and class, (N, K), from what `_overlaps` returns."""
+    errors = false_negatives + false_positives
+    return errors / (2 * true_positives + errors + 1)
+
+
+def _focal_tversky(true_positives: Tensor, false_negatives: Tensor, false_positives: Tensor) -> Tensor:
+    """Return the focal Tversky loss of each image and class, (N, K), from what `_overlaps` returns."""
     errors = ALPHA * false_negatives + BETA * false_positives
-    return _mean_classes((errors / (true_positives + errors + 1)).clamp(min=SMALLEST) ** (1 / GAMMA), masks)
+    return (errors / (true_positives + errors + 1)).clamp(min=SMALLEST) ** (1 / GAMMA)
 
 
 LOSSES: dict[str, Callable[..., Term]] = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky)}
+OF_IMAGES = {"dice": _dice, "focal_tversky": _focal_tversky}   # the other losses are sums over pixels
 
 
 def _pixel_weights(masks: Tensor, weights: Tensor | None) -> Tensor:
