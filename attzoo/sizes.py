@@ -17,8 +17,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 def changes_for(shapes: Shapes, spec: AnySpec, source: str = "") -> dict[str, Any]:
     """Return the arguments to change, with their values, so that a spec's weights have these names and shapes.
 
-    Shapes may fit several arguments, so those of the source's block are tried first. Then one argument after the other
-    is changed to the value that leaves the smallest difference, the number of channels only if no other argument does.
+    Different arguments may give the same shapes, so those with which the source's block has these shapes are tried
+    first. Then one argument after the other is changed to the value that leaves the smallest difference between the
+    spec's shapes and these; if several changes leave the same difference, the number of channels is the last choice.
     Axes of size 1 are ignored, because libraries differ in them. Returns {} if no arguments are found.
 
     Args:
@@ -89,7 +90,11 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _candidates(spec: AnySpec, shapes: Shapes) -> Iterator[AnySpec]:
-    """Yield the specs that differ from `spec` in one argument, or in one item of it."""
+    """Yield specs that differ from `spec` in one argument, or in one item of an argument that is a sequence.
+
+    The other values of integers are the sizes in `shapes`, and the numbers of groups that would give these sizes.
+    Specs with another number of channels come last.
+    """
     cls: Any = type(spec)
     config = spec.config()
     sizes = {size for shape in shapes.values() for size in shape if size}

@@ -44,16 +44,18 @@ def beside_references(entries: Sequence[Entry]) -> Section:
 def _section(
     title: str, text: str, names: Sequence[str], columns: Sequence[str], entries: Sequence[Entry], lines_of: Lines
 ) -> Section:
-    """Return a section with a table of the suite's eager rows of blocks; an empty one without such rows.
+    """Return a section with a table of the blocks alone, not in networks, that eager PyTorch ran in the suite `SUITE`.
+
+    The table has a group for each size, and in it the lines of each block in each run. Other entries are left out. If
+    none is left, the section is empty.
 
     Args:
         title: the section's title.
         text: the explanation above the table.
         names: heads of the columns after the block's name.
-        columns: heads of the columns of each mode.
-        entries: the rows.
-        lines_of: returns the lines of a block.
-
+        columns: heads of the columns that the table has once for inference and once for training.
+        entries: the rows of all runs.
+        lines_of: returns the lines of a block in a run, see `Lines`.
     """
     chosen = [e for e in entries if e.run.suite == SUITE and is_eager(e.row.provider) and not e.row.case.network]
     head = ["run", "block", *names, *(f"{mode}: {column}" for mode in BOTH for column in columns)]

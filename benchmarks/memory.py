@@ -48,7 +48,7 @@ def operator_bytes(call: Call) -> int:
     """Return the bytes that the operators of a call read and write, as if none of them were in a cache.
 
     Every operator counts each tensor that it takes as read and each tensor that it returns or changes as written. Views
-    and new tensors without values cost nothing, and an expanded tensor has the bytes of the tensor that it repeats.
+    and new uninitialised tensors count 0 bytes, and an expanded tensor has the bytes of the tensor that it repeats.
     """
     counter = _Traffic()
     with _counting(counter):
@@ -82,7 +82,11 @@ class _Traffic(TorchDispatchMode):   # type: ignore[no-untyped-call]
 
 
 def _bytes_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
-    """Return the bytes that an operator reads and writes, given its arguments and what it returned."""
+    """Return the bytes that an operator reads and writes, given its arguments and what it returned.
+
+    It reads each tensor among its arguments once, except those that it only overwrites. It writes each tensor that it
+    changes or newly returns. A view is neither, so an operator that only returns views has 0 bytes.
+    """
     arguments = func._schema.arguments
     positional, named = zip(arguments, args, strict=False), ((a, kwargs[a.name]) for a in arguments if a.name in kwargs)
     taken: list[Tensor] = []

@@ -28,7 +28,12 @@ def train(
     backend: Annotated[Backend | None, backend_option("Framework to train in. Default: torch.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the results.")] = Path("attzoo-run"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out with its saved settings.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out with its saved settings, which do not include --device, --workers, "
+            "--threads and --tensorboard.",
+        ),
     ] = False,
     recipe: Annotated[
         str | None, _one_of(tuple(RECIPES), "Published settings", " Other options override them.")
@@ -63,7 +68,9 @@ def train(
     ] = None,
     foreground: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Share of crops around a pixel of a class other than 0.  [1/3]"),
+        typer.Option(
+            metavar="SHARE", help="Probability that the center of a crop is a pixel of a class other than 0.  [1/3]"
+        ),
     ] = None,
     classes: Annotated[
         int | None, typer.Option(metavar="K", help="Number of classes. Default: as many as in the masks.")
@@ -79,7 +86,8 @@ def train(
     fold: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N", help="Cross-validation: validate on part I of N of the folder `images`, not --validation."
+            metavar="I/N",
+            help="Cross-validation: validate on part I of N of the folder `images`, instead of a share --validation.",
         ),
     ] = None,
     phantoms: Annotated[
@@ -114,7 +122,7 @@ def train(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights to start from: a U-Net with these arguments, saved by attzoo."),
+        typer.Option(metavar="FILE", help="Weights to start from, saved by attzoo for a U-Net with these arguments."),
     ] = None,
     init_source: Annotated[
         str | None,
@@ -145,12 +153,15 @@ def train(
         int | None, typer.Option(metavar="N", help="Epochs in which the rate rises linearly to --rate.  [0]")
     ] = None,
     clip: Annotated[
-        float | None, typer.Option(metavar="NORM", help="Largest norm of the gradient of all weights.")
+        float | None,
+        typer.Option(metavar="NORM", help="Largest norm of the gradient of all weights. Default: no limit."),
     ] = None,
     ema: Annotated[
         float | None,
         typer.Option(
-            metavar="DECAY", help="Average the weights over steps, as 0.999; validate and save the averaged weights."
+            metavar="DECAY",
+            help="Decay of an average of the weights over steps, such as 0.999. The averaged weights are validated and "
+            "saved.",
         ),
     ] = None,
     epochs: Annotated[
@@ -160,7 +171,10 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Stop after N epochs without a higher mean IoU; may change with --resume."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(metavar="N", help="Images per batch, over all devices.  [8]")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Images, or crops with --patch-size, per batch over all devices.  [8]"),
+    ] = None,
     accumulate: Annotated[
         int | None, typer.Option(metavar="N", help="Batches per optimizer step, whose gradients are averaged.  [1]")
     ] = None,
@@ -189,8 +203,8 @@ def train(
       train_images, train_labels, valid_images, valid_labels
 
     An image and its mask have the same name. Images are PNG, TIFF, JPEG, BMP, GIF, WebP, PNM or JPEG 2000, volumes
-    .npy or .nii.gz. The value of a mask's pixel is its class, 0, 1, 2 and so on; pixels of value 255 are ignored. For
-    other values or colours set --labels, for black and white masks --labels 0,255. Defaults are in [brackets].
+    .npy, .nii or .nii.gz. The value of a mask's pixel is its class, 0, 1, 2 and so on; pixels of value 255 are ignored.
+    For other values or colours set --labels, for black and white masks --labels 0,255. Defaults are in [brackets].
 
     Writes to --out the best network as a .safetensors file for both frameworks, metrics of each epoch as a CSV
     and a plot, and the Dice of each validation image as a CSV. For several GPUs run torchrun --nproc-per-node N -m

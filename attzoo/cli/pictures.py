@@ -23,7 +23,9 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors fil
 On = Annotated[Backend, backend_option("Framework to run the network in.")]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="[D,]H,W", help="Size to resize images to; `own` keeps their size. Default: as in training."),
+    typer.Option(
+        metavar="[D,]H,W", help="Size to resize images to; `own` keeps their size and spacing. Default: as in training."
+    ),
 ]
 Normalise = Annotated[
     str | None,
@@ -63,10 +65,10 @@ def predict(
 ) -> None:
     """Segment images or volumes with a trained network.
 
-    Writes the class of every pixel, in the size of the image, to DIR/masks: grey PNG for images, .npy or .nii.gz for
-    volumes. Writes pictures of the classes over the image to DIR/overlays. Size and normalisation are read from
-    settings.json in the folder of MODEL; without it, images are not resized, and are z-scored. Files that cannot be
-    read or have another number of channels than the network are skipped and listed at the end, with exit code 1.
+    Writes the class of every pixel, in the size of the image, to DIR/masks: grey PNG for images, and for volumes the
+    format of the volume. Writes pictures of the classes over the image to DIR/overlays. Size and normalisation are read
+    from settings.json in the folder of MODEL; without it, images are not resized, and are z-scored. Files that cannot
+    be read or have another number of channels than the network are skipped and listed at the end, with exit code 1.
     Results of an earlier call for the same images are replaced.
     """
     from ..predict import Unfinished, predict_files

@@ -30,10 +30,14 @@ def channel_files(path: Path) -> list[Path]:
 
 
 def first_files(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the first file of each image, by the name of the image, from all files by their names without endings.
+    """Return the first file, NAME_0000, of each image, by the name of the image, NAME.
+
+    Args:
+        paths: all files of all images, by their names without endings.
 
     Raises:
-        ValueError: a name does not end in a number of four digits, or a number is left out.
+        ValueError: the files of an image are not numbered 0000, 0001 and so on without a gap, or have different
+            endings.
     """
     first = {name.removesuffix(FIRST): path for name, path in paths.items() if name.endswith(FIRST)}
     files = {file for path in first.values() for file in channel_files(path)}

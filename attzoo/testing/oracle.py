@@ -158,13 +158,15 @@ def rounding_derivative(case: Case, key: int | str, stream: int, training: bool,
 
 @lru_cache(CACHE_SIZE)
 def cancellation(case: Case) -> float:
-    """Return the largest |value| / standard deviation of any channel in the batch norms of a case in training.
+    """Return the largest |value| / standard deviation in the batch norms of a case in training, or 1 if it is smaller.
 
-    A batch norm over a few nearly equal values subtracts their mean, which magnifies relative rounding errors by this
-    factor. A backward pass has the factor twice. The gradient of the norm's input is what remains after the parts along
-    its mean and along its result are subtracted, so it has the relative error of the result, which has the factor once.
-    It is divided by the standard deviation and, for a weight before the norm, multiplied by values of the size of x.
-    `rounding_derivative` only rounds in forward passes, in which the errors of mean, variance and result agree.
+    The largest |value| and the standard deviation are those of one channel of a norm's input x.
+
+    A batch norm over a few nearly equal values subtracts their mean, which multiplies relative rounding errors by this
+    factor. In the gradient of a weight before the norm, they are multiplied by the square of the factor. The gradient
+    of x is computed from the norm's result, which has the factor once. It is then divided by the standard deviation,
+    and multiplied by values of the size of x to give the gradient of the weight, which is the factor again.
+    `rounding_derivative` does not find these errors by its random errors, because it has them only in forward passes.
     """
     factors, original_batch_norm = [1.0], ops.batch_norm
 
@@ -252,10 +254,10 @@ def descend(case: Case, steps: int, rate: float) -> Weights:
 
 
 def stable_rate(case: Case, steps: int) -> float:
-    """Return the learning rate 2^-7, divided by 16 as often as is needed for `descend` not to diverge.
+    """Return the largest learning rate of 2^-7, 2^-7 / 16, 2^-7 / 16^2 and so on with which `descend` does not diverge.
 
-    With a rate that is too large for a loss, each step multiplies the weights, and all errors with them. `descend`
-    does not diverge if no weight changes by more than 4.
+    `descend` diverges if a weight changes by more than 4. If the rate is too large, the weights grow by a factor in
+    each step, and all errors grow with them.
     """
 
     def diverges(rate: float) -> bool:

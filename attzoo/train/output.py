@@ -55,9 +55,12 @@ def locked_folder(out: Path, is_first: bool) -> Iterator[None]:
 def open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> State:
     """Return the state of the run in folder `out` if `resume`, else that of a new run.
 
-    Raises ValueError if there is no run to resume, or if a new run would be in a folder with files. Such files are
-    checked only if `is_first`, in the first of several processes. Raises FileNotFoundError if the data of the run to
-    resume are missing.
+    A run that ended in its first epoch has only saved its settings: it is resumed as a new run, and a new run may be in
+    its folder.
+
+    Raises ValueError if there is no run to resume, or if a new run would be in a folder with other files. Such files
+    are checked only if `is_first`, in the first of several processes. Raises FileNotFoundError if the data of the run
+    to resume are missing.
     """
     if resume:
         state.settings_to_resume(out, settings.config())
@@ -82,7 +85,7 @@ def open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> Sta
 
 
 def restore(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -> None:
-    """Set the trainer in place to the saved state of a run; for a new run, set the basis of the run instead.
+    """Set the trainer in place to the saved state of a run. For a run without an epoch, set the basis of `run` instead.
 
     Args:
         run: the state of the run.

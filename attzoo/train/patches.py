@@ -101,11 +101,15 @@ def random_corner(
     foreground: float,
     generator: np.random.Generator,
 ) -> tuple[int, ...]:
-    """Return the first pixel of a random patch. It is negative along axes in which the image is smaller than the patch.
+    """Return the position in the image of the first pixel of a random patch.
 
-    With probability `foreground`, and if the mask has foreground, the patch is centered on a random pixel of a random
-    foreground class: as near to it as the borders of the image allow. Each foreground class of the mask has the same
-    probability, as in nnU-Net (Isensee et al., Nature Methods 2021). Otherwise all positions have the same probability.
+    With probability `foreground`, and if the mask has foreground, the center of the patch is a random pixel of a random
+    foreground class, or as near to that pixel as the borders of the image allow. Each foreground class of the mask has
+    the same probability, as in nnU-Net (Isensee et al., Nature Methods 2021). Otherwise all positions inside the image
+    have the same probability.
+
+    Along an axis in which the image is smaller than the patch, the image is in the middle of the patch: the position is
+    negative, or 0 if the difference is one pixel.
 
     Args:
         mask: the class of each pixel, (*S). Class 0 is background, and 255 is ignored.
@@ -150,7 +154,8 @@ def _random_foreground(
 def crop(array: NDArray[Any], corner: Sequence[int], size: Sequence[int], value: int) -> NDArray[Any]:
     """Return a copy of a patch of an array (..., *S): (..., *size). Pixels outside of the array have a given value.
 
-    corner: the first pixel of the patch, which may be negative.
+    corner: the position in the array of the first pixel of the patch, which may be negative. The patch must overlap the
+    array.
     """
     leading_axes = array.shape[: array.ndim - len(size)]
     patch: NDArray[Any] = np.full((*leading_axes, *size), value, array.dtype)

@@ -39,7 +39,10 @@ def best_epoch(history: Sequence[Row], since: int = 1) -> int:
 
 
 def should_stop(settings: Settings, history: Sequence[Row]) -> bool:
-    """Return whether a run with this history ends: all epochs are done, or none of the last `patience` was better."""
+    """Return whether a run with this history ends.
+
+    It ends if all epochs are done, or if at least `patience` epochs followed the best one, see `best_epoch`.
+    """
     if len(history) >= settings.epochs:
         return True
     return bool(settings.patience and history and len(history) - best_epoch(history) >= settings.patience)

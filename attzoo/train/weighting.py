@@ -49,7 +49,7 @@ def class_weights(settings: Settings, training: Dataset) -> tuple[float, ...] | 
 
 
 def _count(dataset: Dataset) -> Counter[int]:
-    """Return the number of pixels of each class in the masks of a dataset, which are the same in every epoch."""
+    """Return the number of pixels of each class in the masks of a dataset whose masks are the same in every epoch."""
     counts: Counter[int] = Counter()
     for index in range(len(dataset)):
         values, numbers = np.unique(dataset[0, index][1], return_counts=True)

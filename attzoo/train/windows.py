@@ -22,7 +22,9 @@ def predict_windows(
 ) -> Array:
     """Return the outputs (N, K, *S) of a network for images x (N, C, *S), blended from overlapping windows.
 
-    Images that are smaller than the window are padded with 0 on both sides, and their outputs are cropped.
+    A pixel's output is the mean of the outputs of all windows with this pixel, with Gaussian weights, which are largest
+    at the center of a window. Images that are smaller than the window are padded with 0 on both sides, and their
+    outputs are cropped.
 
     Args:
         forward: returns the outputs of the network for windows (N, C, *window), also (N, K, *window).

@@ -16,7 +16,7 @@ from .common import REAL
 
 
 class RunningStats(NamedTuple):
-    """Running statistics of F channels that a kernel updates; all None if it updates none.
+    """Running statistics of F channels that a kernel updates; all fields are None if it updates none.
 
     mean, var: running mean and variance, (F,).
     batches: number of batches so far, an integer tensor of shape (); None if they are not counted.
@@ -62,10 +62,11 @@ def count_batch(batches):
 
 
 def for_kernels(norm: Any, count: int) -> RunningStats:
-    """Return the running statistics of a norm (`nn.Identity` for none) that a kernel updates; NONE if it updates none.
+    """Return the running statistics of a norm (`nn.Identity` for none) that a kernel is to update, or NONE.
 
-    NONE also stands for those that only `update` can update: in a graph, on another device, not contiguous, or where no
-    kernel runs, because `count`, the number of values of a channel, is 0.
+    NONE means that the norm updates none in this call, or that the caller must call `update` after the kernels instead:
+    if the call becomes part of a graph, if mean or variance is not contiguous, if the number of batches is on another
+    device than the mean, or if no kernel runs. None runs if `count`, the number of values of each channel, is 0.
     """
     if torch.compiler.is_compiling() or not has_tracked(norm) or not count:
         return NONE
@@ -79,6 +80,8 @@ def for_kernels(norm: Any, count: int) -> RunningStats:
 @torch.no_grad()
 def update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running statistics of a batch norm module that `has_tracked` in place.
+
+    If `count` is 0, only the number of batches changes.
 
     mean, var: mean and unbiased variance of `count` values of every channel.
     """
