@@ -42,7 +42,7 @@ def test_gradients(name):
 
 
 @every_block
-@pytest.mark.one_of_each(share=2)
+@pytest.mark.one_of_each(share=3)
 def test_training(name):
     check(testing.training, cases(name, EXACT, small=True))
 

@@ -57,11 +57,11 @@ def test_words_of_every_expression_are_in_its_file(file):
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 @pytest.mark.timeout(1800)
 def test_keras_tests_pass_on(backend, tmp_path, request):
-    """Without --all a sixth of the combinations of each test."""
+    """Without --all a tenth of the combinations of each test."""
     chosen = " or ".join(f"({file} and ({tests}))" for file, tests in FILES.items())
     command = [sys.executable, "-m", "pytest", *(HERE / file for file in FILES), "-k", chosen]
     command += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
-    command += [] if request.config.getoption("--all") else ["--share", "6"]
+    command += [] if request.config.getoption("--all") else ["--share", "10"]
     env = os.environ | {"KERAS_BACKEND": backend} | (jax(tmp_path) if backend == "jax" else {})
     process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]

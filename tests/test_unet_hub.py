@@ -103,7 +103,7 @@ def test_a_missing_folder_is_named_with_a_folder_of_a_similar_name(hub, tmp_path
         ("runs/best_net/config.json", "the file 'runs/best_net/config.json': give its folder, 'runs/best_net'"),
     ):
         with pytest.raises(FileNotFoundError) as error:
-            UNet.from_pretrained(source)
+            UNet.from_pretrained(source, local_files_only=True)
         assert str(error.value).startswith(expected)
         assert message in str(error.value)
 
