@@ -59,6 +59,10 @@ def test_network_of_a_run_with_channel_files_predicts_them(folder, tmp_path):
     expected = segment(Network(model, Preparation()), np.concatenate(channels))
     np.testing.assert_array_equal(Preparation().read(paths[1])[0], expected)
     assert predict_files(network, source / "b_0000.nii.gz", tmp_path / "out", overlays=False) == [paths[1]]
+    for name in ("b_0001.nii.gz", "b.nii.gz"):   # the second would be joined with b_0001
+        (source / "b.nii.gz").write_bytes((source / "b_0000.nii.gz").read_bytes())
+        with pytest.raises(ValueError, match=r"expected the file of the first channel, NAME_0000, .* --channel-files"):
+            predict_files(network, source / name, tmp_path / "other", overlays=False)
 
 
 def test_files_that_do_not_fit_are_refused(folder):

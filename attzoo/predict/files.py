@@ -283,7 +283,7 @@ def _sources(network: Network, source: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: if `source` does not exist.
-        ValueError: as `paths_by_name`.
+        ValueError: as `paths_by_name` and `first_files`, or if the file is not that of the first channel.
     """
     if source.is_dir():
         paths = paths_by_name(source)
@@ -292,6 +292,9 @@ def _sources(network: Network, source: Path) -> dict[str, Path]:
         got = f"no file or folder {source}: give an existing path"
         raise FileNotFoundError(f"expected an image, a volume or a folder of these, got {got}")
     name = _stem(source)
+    if network.preparation.channel_files and not name.endswith(FIRST):
+        reason = "because the network was trained with --channel-files"
+        raise ValueError(f"expected the file of the first channel, NAME{FIRST}, {reason}, got {source}: give that file")
     return {name.removesuffix(FIRST) if network.preparation.channel_files else name: source}
 
 
