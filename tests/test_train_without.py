@@ -53,10 +53,11 @@ def test_pixels_are_counted_by_class_and_prediction(classes, outputs):
     logits = rng.normal(size=(2, outputs, 5, 6)).astype(np.float32)
     masks = rng.integers(0, classes, (2, 5, 6))
     masks[0, :2] = IGNORE
+    logits[1, :, 0] = 0   # a logit of 0 is a probability of 0.5, and `predict` then predicts class 1
     expected = np.zeros((2, classes, classes), np.int64)
     for n, i, j in np.ndindex(masks.shape):
         if masks[n, i, j] != IGNORE:
             pixel = logits[n, :, i, j]
-            expected[n, masks[n, i, j], pixel.argmax() if len(pixel) > 1 else int(pixel[0] > 0)] += 1
+            expected[n, masks[n, i, j], pixel.argmax() if len(pixel) > 1 else int(pixel[0] >= 0)] += 1
     counts = Trainer._confusions(SimpleNamespace(classes=classes), torch.from_numpy(logits), torch.from_numpy(masks))
     np.testing.assert_array_equal(counts.numpy(), expected)

@@ -213,10 +213,10 @@ class Confusion(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add the predictions of logits y_pred for masks y_true (N, *S) to the matrices.
 
-        One output predicts class 1 where its logit is above 0. Pixels of IGNORE are not counted.
+        One output predicts class 1 where its logit is 0 or more, as in `predict`. Pixels of IGNORE are not counted.
         """
         logits, masks = to_channels_last(y_pred, self.channels_first), ops.cast(y_true, "int32")
-        predictions = ops.argmax(logits, axis=-1) if logits.shape[-1] > 1 else logits[..., 0] > 0
+        predictions = ops.argmax(logits, axis=-1) if logits.shape[-1] > 1 else logits[..., 0] >= 0
         valid = masks != IGNORE
         images = ops.cumsum(ops.ones_like(masks), axis=0) - 1   # TensorFlow may not know N in advance
         if self.is_distributed:

@@ -279,9 +279,9 @@ class Trainer:
     def _confusions(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the confusion matrix of each image, int64 (N, K, K), from logits (N, K, *S) and masks y (N, *S).
 
-        One output predicts class 1 where its logit is above 0. Pixels of IGNORE are not counted.
+        One output predicts class 1 where its logit is 0 or more, as in `predict`. Pixels of IGNORE are not counted.
         """
-        predictions = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
+        predictions = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] >= 0).long()
         n, k = len(y), self.classes
         image = torch.arange(n, device=y.device).view(-1, *(1,) * (y.ndim - 1))
         cells = torch.where(y == IGNORE, n * k * k, (image * k + y) * k + predictions)   # the last cell is for ignored

@@ -78,7 +78,7 @@ def confusion(logits: Array, mask: NDArray[Any], classes: int) -> NDArray[np.int
     """Return the number of pixels by true class (rows) and predicted class (columns), int64 (classes, classes).
 
     Args:
-        logits: (K, *S). A single output predicts class 1 where it is above 0.
+        logits: (K, *S). A single output predicts class 1 where it is 0 or more, as in `predict`.
         mask: the true classes, (*S). Pixels of 255 are not counted.
         classes: the number of classes.
     """
@@ -86,6 +86,6 @@ def confusion(logits: Array, mask: NDArray[Any], classes: int) -> NDArray[np.int
     step = max(1, CHUNK // mask[0].size)   # all pixels at once would need several int64 numbers for each
     for start in range(0, len(mask), step):
         y, z = mask[start : start + step].astype(np.int64), logits[:, start : start + step]
-        predictions = z.argmax(axis=0) if len(z) > 1 else z[0] > 0
+        predictions = z.argmax(axis=0) if len(z) > 1 else z[0] >= 0
         counts += np.bincount((y * classes + predictions)[y != IGNORE], minlength=classes**2)
     return counts.reshape(classes, classes)
