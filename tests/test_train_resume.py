@@ -1,6 +1,7 @@
 """Interrupted runs: what they leave, that they resume to the same bits, and which states are refused."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from unittest.mock import create_autospec
@@ -150,7 +151,11 @@ def test_run_interrupted_in_its_first_epoch_resumes(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train(SETTINGS, tmp_path)
     assert set(contents(tmp_path)) == {"settings.json"}
+    copy = tmp_path.parent / f"{tmp_path.name}-copy"
+    shutil.copytree(tmp_path, copy)
+    (copy / "tensorboard").mkdir()   # of a run with --tensorboard
     assert len(train(SETTINGS, tmp_path, resume=True)) == 3
+    assert len(train(SETTINGS, copy)) == 3
 
 
 def test_full_disk_leaves_the_state_of_the_epoch_before(tmp_path, monkeypatch):

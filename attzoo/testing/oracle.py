@@ -267,7 +267,7 @@ def stable_rate(case: Case, steps: int) -> float:
         return not all((np.abs(result[name] - initial[name]) <= 4).all() for name in trainable)
 
     initial, rate = case.weights(), 2.0**-7
-    while diverges(rate):
+    while rate and diverges(rate):   # 0 if the gradient is not finite
         rate /= 16
     return rate
 

@@ -75,7 +75,7 @@ def open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> Sta
         and out.exists()
         and (names := sorted(path.name for path in out.iterdir() if not path.name.startswith(PREFIX)))
     ):
-        if names == [state.SETTINGS]:
+        if state.SETTINGS in names and {*names} <= {*state.FIRST_FILES}:
             state.load_settings(out)   # raises for the file of another program; else the run ended in its first epoch
             return State(settings)
         content = "a run: set --resume, or choose another --out"
