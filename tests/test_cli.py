@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import cli, registry, testing
 
-COMMANDS = ("list", "info", "check", "convert", "train", "predict", "maps", "demo")
+COMMANDS = ("list", "info", "check", "convert", "train", "predict", "score", "maps", "demo")
 
 
 def run(*arguments, code=0):

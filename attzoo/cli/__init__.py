@@ -12,6 +12,7 @@ import typer  # noqa: TID253
 from .. import __version__
 from ..contract import is_out_of_memory
 from . import blocks, demo, files, networks, pictures
+from .scores import score
 from .shared import one_line, print_names_as_bytes
 
 app = typer.Typer(
@@ -57,5 +58,6 @@ app.command()(blocks.check)
 app.command()(files.convert)
 app.command()(networks.train)
 app.command()(pictures.predict)
+app.command()(score)
 app.command()(pictures.maps)
 app.command()(demo.demo)
